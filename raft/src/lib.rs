@@ -1,1 +1,42 @@
-//! Placeholder.
+//! Replication of Strongroom: the Raft log, the replicated state, the transport between nodes.
+//!
+//! In: all-or-nothing commands on opaque keys and opaque bytes. Out: a committed index and an outcome, a local copy of
+//! the state on every node, and an index to wait for before a linearizable read.
+//!
+//! Invariants
+//! - This crate never sees plaintext or a key, speaks no HTTP, and knows neither `seal` nor `api`.
+//! - Every import of openraft stays in this crate: its alpha releases change the interface every few weeks.
+//! - An acknowledged command is on the disks of a quorum, synced.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
+mod command;
+mod error;
+mod identity;
+mod keys;
+mod log;
+mod proto;
+mod rocks;
+mod state;
+mod stores;
+mod types;
+
+pub use crate::{
+    command::{Applied, Command, CommandError, Expect, Op, Outcome},
+    error::{
+        DialError, InitializeError, MembershipError, OpenError, ProposeError, ReadError,
+        StartError, StateError, TransferError,
+    },
+    identity::{Identity, IdentityError},
+    state::State,
+    stores::{LogContent, LogRow, ReadOnlyStores, StateRow, Stores},
+    types::PeerInfo,
+};

@@ -1,0 +1,96 @@
+//! Every key, column family, file and directory name on disk, in one place.
+//!
+//! Layout of a data directory:
+//! ```text
+//! node.json                identity (identity.rs)
+//! raft.lock                held while a process has the stores open
+//! raft/                    RocksDB: the log. CF `log`: index u64 BE → record; CF `meta`
+//! raft/DURABLE             lower bound of what was synced (witness.rs)
+//! state/CURRENT            name of the live generation
+//! state/gen-<N>/           RocksDB: the state. CF `kv`: opaque key → mod_index u64 BE | value; CF `meta`
+//! snapshots/<index>-<term>-<node>/   RocksDB checkpoint of a generation
+//! ```
+//! Changing anything here makes existing data directories unreadable: raise [`FORMAT`] and write the upgrade.
+
+/// Layout version kept in both databases under [`META_FORMAT`]; any other number is refused.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Held (flock) by the process that has the stores open.
+pub(crate) const LOCK_FILE: &str = "raft.lock";
+/// Directory of the log database.
+pub(crate) const LOG_DIR: &str = "raft";
+/// Directory of the state's generations.
+pub(crate) const STATE_DIR: &str = "state";
+/// Names the live generation, e.g. `gen-1`.
+pub(crate) const CURRENT_FILE: &str = "CURRENT";
+/// The first generation.
+pub(crate) const FIRST_GENERATION: u64 = 1;
+/// Directory of local snapshots.
+pub(crate) const SNAPSHOT_DIR: &str = "snapshots";
+/// The witness file inside [`LOG_DIR`]. RocksDB leaves names it does not know alone.
+pub(crate) const WITNESS_FILE: &str = "DURABLE";
+
+/// Log database: index u64 BE → record.
+pub(crate) const CF_LOG: &str = "log";
+/// State database: opaque key → `mod_index u64 BE | value`.
+pub(crate) const CF_KV: &str = "kv";
+/// Both databases: the keys below.
+pub(crate) const CF_META: &str = "meta";
+
+/// Both: `FORMAT u32 BE | cluster id 16 | raft id u64 BE`.
+pub(crate) const META_FORMAT: &[u8] = b"format";
+/// Log: the vote.
+pub(crate) const META_VOTE: &[u8] = b"vote";
+/// Log: id of the last purged entry.
+pub(crate) const META_PURGED: &[u8] = b"purged";
+/// Log: id of the last entry known to be committed; may lag.
+pub(crate) const META_COMMITTED: &[u8] = b"committed";
+/// Log: number of write batches ever written, u64 BE; in every batch.
+pub(crate) const META_BATCHES: &[u8] = b"batches";
+/// Log: last index that a start-up scan found contiguous, u64 BE.
+pub(crate) const META_SCANNED: &[u8] = b"scanned";
+/// State: id of the last applied entry.
+pub(crate) const META_APPLIED: &[u8] = b"applied";
+/// State: the last applied membership.
+pub(crate) const META_MEMBERSHIP: &[u8] = b"membership";
+/// State: number of `Put` operations ever applied, u64 BE.
+pub(crate) const META_PUT_COUNT: &[u8] = b"put_count";
+
+const REQUEST: u8 = b'r';
+const REQUEST_AT: u8 = b'i';
+
+/// Log CF: the record of entry `index`.
+pub(crate) fn log(index: u64) -> [u8; 8] {
+    index.to_be_bytes()
+}
+
+/// State meta CF: outcome of the command with this request id.
+pub(crate) fn request(id: &[u8; 16]) -> [u8; 17] {
+    let mut key = [REQUEST; 17];
+    let (_, rest) = key.split_at_mut(1);
+    rest.copy_from_slice(id);
+    key
+}
+
+/// State meta CF: request id of the command at `index`, so that it can be forgotten in order.
+pub(crate) fn request_at(index: u64) -> [u8; 9] {
+    let mut key = [REQUEST_AT; 9];
+    let (_, rest) = key.split_at_mut(1);
+    rest.copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+/// Reads a big-endian `u64` that must be the whole of `bytes`.
+pub(crate) fn be_u64(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// Value of [`META_FORMAT`].
+pub(crate) fn format_value(cluster_id: &[u8; 16], raft_id: u64) -> Vec<u8> {
+    [
+        &FORMAT.to_be_bytes()[..],
+        &cluster_id[..],
+        &raft_id.to_be_bytes()[..],
+    ]
+    .concat()
+}

@@ -1,0 +1,189 @@
+//! The one thread that syncs the log: group commit with no timer.
+//!
+//! In: callbacks, each naming the write batch it waits for. Out: one `flush_wal(sync)` for all that wait, then their
+//! callbacks; what arrives during a sync waits for the next one.
+//!
+//! Invariants
+//! - A callback taken before the sync began is completed by that sync, never earlier.
+//! - A failed sync is never retried: the kernel may have dropped the dirty pages, so a later success proves nothing.
+//!   Everything waiting fails, everything later fails, and the node must stop.
+
+use std::{
+    io,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+use openraft::storage::IOFlushed;
+use rocksdb::DB;
+use tokio::sync::{oneshot, watch};
+
+use super::witness::Witness;
+use crate::types::TypeConfig;
+
+/// How far the log is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Every write batch up to this number is on disk.
+    pub(crate) batches: u64,
+    /// Set once, for ever, when a sync failed.
+    pub(crate) failed: Option<String>,
+}
+
+enum Waiter {
+    Append(IOFlushed<TypeConfig>),
+    Sync(oneshot::Sender<io::Result<()>>),
+}
+
+impl Waiter {
+    fn complete(self, result: io::Result<()>) {
+        match self {
+            Self::Append(callback) => callback.io_completed(result),
+            // The receiver is gone only when its caller was cancelled: nobody is left to tell.
+            Self::Sync(tx) => drop(tx.send(result)),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    waiters: Vec<Waiter>,
+    /// The last write batch that somebody waits for.
+    upto: u64,
+    stop: bool,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    progress: watch::Sender<Progress>,
+}
+
+/// Handle of the flusher thread.
+pub(crate) struct Flusher {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Flusher {
+    /// Starts the thread. `batches` are already durable.
+    pub(crate) fn start(db: Arc<DB>, witness: Witness, batches: u64) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            progress: watch::Sender::new(Progress {
+                batches,
+                failed: None,
+            }),
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("raft-flush".to_owned())
+            .spawn(move || run(&theirs, &db, &witness))?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Completes `callback` once batch number `batch` is durable.
+    pub(crate) fn append(&self, batch: u64, callback: IOFlushed<TypeConfig>) {
+        self.push(batch, Waiter::Append(callback));
+    }
+
+    /// Gets a result once batch number `batch` is durable.
+    pub(crate) fn sync(&self, batch: u64) -> oneshot::Receiver<io::Result<()>> {
+        let (tx, rx) = oneshot::channel();
+        self.push(batch, Waiter::Sync(tx));
+        rx
+    }
+
+    fn push(&self, batch: u64, waiter: Waiter) {
+        let mut queue = lock(&self.shared.queue);
+        if queue.stop {
+            drop(queue);
+            waiter.complete(Err(io::Error::other("the log is closed")));
+            return;
+        }
+        queue.upto = queue.upto.max(batch);
+        queue.waiters.push(waiter);
+        drop(queue);
+        self.shared.wake.notify_one();
+    }
+
+    /// How far the log is durable, now and later.
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.shared.progress.subscribe()
+    }
+
+    /// Syncs what is waiting and ends the thread. Blocks; calling it again does nothing.
+    pub(crate) fn stop(&self) {
+        lock(&self.shared.queue).stop = true;
+        self.shared.wake.notify_one();
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the log flusher thread panicked");
+        }
+    }
+}
+
+fn run(shared: &Shared, db: &DB, witness: &Witness) {
+    let mut witness_works = true;
+    while let Some((waiters, upto)) = next_round(shared) {
+        let failed = shared.progress.borrow().failed.clone();
+        if let Some(why) = failed {
+            complete_all(waiters, Some(&why));
+            continue;
+        }
+        match db.flush_wal(true) {
+            Ok(()) => {
+                if let Err(error) = witness.record(upto)
+                    && std::mem::take(&mut witness_works)
+                {
+                    tracing::warn!(%error, "the log's witness file cannot be written; damage of the log's tail may go unnoticed");
+                }
+                shared.progress.send_modify(|p| p.batches = p.batches.max(upto));
+                complete_all(waiters, None);
+            }
+            Err(error) => {
+                let why = format!("syncing the Raft log failed: {error}");
+                tracing::error!("{why}");
+                shared
+                    .progress
+                    .send_modify(|p| p.failed = Some(why.clone()));
+                complete_all(waiters, Some(&why));
+            }
+        }
+    }
+}
+
+/// What waits now, and the last batch that is waited for; blocks until there is something. `None`: told to stop.
+fn next_round(shared: &Shared) -> Option<(Vec<Waiter>, u64)> {
+    let mut queue = lock(&shared.queue);
+    while queue.waiters.is_empty() {
+        if queue.stop {
+            return None;
+        }
+        queue = shared
+            .wake
+            .wait(queue)
+            .unwrap_or_else(PoisonError::into_inner);
+    }
+    Some((std::mem::take(&mut queue.waiters), queue.upto))
+}
+
+fn complete_all(waiters: Vec<Waiter>, failed: Option<&str>) {
+    for waiter in waiters {
+        waiter.complete(match failed {
+            None => Ok(()),
+            Some(why) => Err(io::Error::other(why.to_owned())),
+        });
+    }
+}
+
+/// A panic elsewhere does not make the plain data behind these locks inconsistent.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

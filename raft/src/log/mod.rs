@@ -1,0 +1,504 @@
+//! The Raft log on a RocksDB instance of its own.
+//!
+//! In: entries, votes and truncations from openraft, in order. Out: entries readable at once and durable soon, with a
+//! callback when they are.
+//!
+//! Invariants
+//! - Every write is one batch with a running number; batches reach the WAL in call order, so vote and entries are never
+//!   reordered, and a prefix of the batches is what a crash leaves.
+//! - `append` returns when the entries can be read, before they are synced; the flusher completes its callback after.
+//! - After one failed write or sync nothing is written any more.
+//!
+//! Source: openraft `docs/protocol/io_ordering`; Ongaro's dissertation §10.2.1 (the leader writes in parallel).
+
+mod flusher;
+mod record;
+mod recover;
+mod storage;
+mod witness;
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use openraft::{EntryPayload, storage::IOFlushed};
+use prost::Message;
+use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
+use tokio::sync::oneshot;
+
+pub(crate) use self::flusher::{Progress, lock};
+use self::{flusher::Flusher, recover::Recovered, witness::Witness};
+use crate::{
+    error::OpenError,
+    identity::Identity,
+    keys::{
+        self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_FORMAT, META_PURGED,
+        META_SCANNED, META_VOTE,
+    },
+    proto::{LogIdProto, VoteProto},
+    rocks::{self, Kind, cf},
+    types::{Entry, LogId, Vote},
+};
+
+/// Bytes of recent entries kept in memory: replication and apply normally never touch the disk.
+const TAIL_BYTES: usize = 64 << 20;
+/// Bytes of entries given out at once; one entry is always given.
+pub(crate) const CHUNK_BYTES: usize = 2 << 20;
+/// Above this many entries a truncation uses a range tombstone, which slows later scans, instead of single ones.
+const MAX_POINT_DELETES: u64 = 4096;
+
+/// The Raft log. Clones share it.
+#[derive(Clone)]
+pub(crate) struct LogStore(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    flusher: Flusher,
+    writer: Mutex<Writer>,
+}
+
+/// Everything that changes with a write.
+struct Writer {
+    /// `None` after close.
+    db: Option<Arc<DB>>,
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    batches: u64,
+    scanned: u64,
+    tail: Tail,
+    /// Appends that may not be durable yet: (last index, batch number), both ascending.
+    pending: VecDeque<(u64, u64)>,
+    failed: Option<String>,
+}
+
+/// The newest entries, contiguous up to the last.
+#[derive(Default)]
+struct Tail {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl Tail {
+    fn push(&mut self, entry: Entry) {
+        self.bytes += cost(&entry);
+        self.entries.push_back(entry);
+        while self.bytes > TAIL_BYTES && self.entries.len() > 1 {
+            self.pop_front();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes = self.bytes.saturating_sub(cost(&entry));
+        }
+    }
+
+    fn truncate_after(&mut self, next: u64) {
+        while self
+            .entries
+            .back()
+            .is_some_and(|entry| entry.log_id.index >= next)
+        {
+            if let Some(entry) = self.entries.pop_back() {
+                self.bytes = self.bytes.saturating_sub(cost(&entry));
+            }
+        }
+    }
+
+    fn purge(&mut self, upto: u64) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|entry| entry.log_id.index <= upto)
+        {
+            self.pop_front();
+        }
+    }
+
+    /// Entries `start..end`, as many as fit in `max_bytes`; `None` if the tail does not reach back to `start`.
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> Option<Vec<Entry>> {
+        let first = self.entries.front()?.log_id.index;
+        let skip = usize::try_from(start.checked_sub(first)?).ok()?;
+        let wanted = usize::try_from(end.saturating_sub(start)).ok()?;
+        let mut bytes = 0;
+        let entries = self
+            .entries
+            .iter()
+            .skip(skip)
+            .take(wanted)
+            .take_while(|entry| {
+                let fits = bytes == 0 || bytes + cost(entry) <= max_bytes;
+                bytes += cost(entry);
+                fits
+            });
+        Some(entries.cloned().collect())
+    }
+}
+
+/// Approximate memory of an entry.
+fn cost(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        EntryPayload::Blank => 0,
+        EntryPayload::Normal(command) => command.0.len(),
+        EntryPayload::Membership(membership) => 256 * membership.nodes().count(),
+    };
+    payload + size_of::<Entry>()
+}
+
+impl Writer {
+    fn db(&self) -> io::Result<Arc<DB>> {
+        if let Some(why) = &self.failed {
+            return Err(io::Error::other(why.clone()));
+        }
+        self.db
+            .clone()
+            .ok_or_else(|| io::Error::other("the log is closed"))
+    }
+
+    /// Writes one batch, not synced, and gives its number.
+    fn write(
+        &mut self,
+        fill: impl FnOnce(&DB, &mut WriteBatch) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        let db = self.db()?;
+        let number = self.batches + 1;
+        let mut batch = WriteBatch::default();
+        fill(&db, &mut batch)?;
+        batch.put_cf(cf(&db, CF_META)?, META_BATCHES, number.to_be_bytes());
+        db.write_opt(batch, &WriteOptions::default())
+            .map_err(|error| {
+                let why = format!("writing the Raft log failed: {error}");
+                self.failed = Some(why.clone());
+                io::Error::other(why)
+            })?;
+        self.batches = number;
+        Ok(number)
+    }
+}
+
+impl LogStore {
+    /// Opens the log of `identity` in `path`, creating it when there is none.
+    pub(crate) fn open(path: &Path, identity: &Identity) -> Result<Self, OpenError> {
+        let read = |source| OpenError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let db = rocks::open(Kind::Log, path)?;
+        let (witness, said) = Witness::open(path).map_err(read)?;
+        let claimed = rocks::check_identity(&db, path, identity)?;
+        let found = recover::recover(&db, path, said)?;
+        if !claimed && found.batches > 0 {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                why: "the log has entries but no format key".to_owned(),
+            });
+        }
+        let db = Arc::new(db);
+        let mut writer = Writer::new(Arc::clone(&db), &found);
+        let batches = writer.begin(claimed, identity).map_err(read)?;
+        // What was recovered must be durable before it is counted on: the last run may have died before its sync.
+        db.flush_wal(true)
+            .map_err(|error| read(io::Error::other(error)))?;
+        witness.record(batches).map_err(read)?;
+        let flusher = Flusher::start(db, witness, batches).map_err(read)?;
+        Ok(Self(Arc::new(Shared {
+            path: path.to_owned(),
+            flusher,
+            writer: Mutex::new(writer),
+        })))
+    }
+
+    /// Where the database is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The last entry's id, or the last purged one's.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        lock(&self.0.writer).last
+    }
+
+    /// Id of the entry at `index`, if the log has it. Blocks.
+    pub(crate) fn id_at(&self, index: u64) -> io::Result<Option<LogId>> {
+        let db = lock(&self.0.writer).db()?;
+        let stored = db
+            .get_cf(cf(&db, CF_LOG)?, keys::log(index))
+            .map_err(io::Error::other)?;
+        stored
+            .map(|stored| Ok(record::decode(index, &stored)?.log_id))
+            .transpose()
+    }
+
+    /// Whether there is neither an entry nor a vote.
+    pub(crate) fn is_pristine(&self) -> bool {
+        let writer = lock(&self.0.writer);
+        writer.last.is_none() && writer.vote.is_none()
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        lock(&self.0.writer).vote
+    }
+
+    fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
+        let writer = lock(&self.0.writer);
+        (writer.purged, writer.last)
+    }
+
+    fn append(&self, entries: Vec<Entry>, callback: IOFlushed<crate::types::TypeConfig>) -> io::Result<()> {
+        let mut writer = lock(&self.0.writer);
+        let number = writer.write(|db, batch| {
+            let log = cf(db, CF_LOG)?;
+            for entry in &entries {
+                batch.put_cf(log, keys::log(entry.log_id.index), record::encode(entry));
+            }
+            Ok(())
+        })?;
+        if let Some(last) = entries.last() {
+            writer.last = Some(last.log_id);
+            writer.pending.push_back((last.log_id.index, number));
+        }
+        let durable = self.0.flusher.progress().borrow().batches;
+        while writer.pending.front().is_some_and(|(_, batch)| *batch <= durable) {
+            writer.pending.pop_front();
+        }
+        for entry in entries {
+            writer.tail.push(entry);
+        }
+        // Still under the lock, so that callbacks queue in the order of their batches.
+        self.0.flusher.append(number, callback);
+        Ok(())
+    }
+
+    fn save_vote(&self, vote: &Vote) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+        let mut writer = lock(&self.0.writer);
+        let number = writer.write(|db, batch| {
+            batch.put_cf(cf(db, CF_META)?, META_VOTE, VoteProto::from(vote).encode_to_vec());
+            Ok(())
+        })?;
+        writer.vote = Some(*vote);
+        Ok(self.0.flusher.sync(number))
+    }
+
+    fn save_committed(&self, committed: Option<&LogId>) -> io::Result<()> {
+        let mut writer = lock(&self.0.writer);
+        writer.write(|db, batch| {
+            let meta = cf(db, CF_META)?;
+            match committed {
+                Some(id) => {
+                    batch.put_cf(meta, META_COMMITTED, LogIdProto::from(id).encode_to_vec());
+                }
+                None => batch.delete_cf(meta, META_COMMITTED),
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn read_committed(&self) -> io::Result<Option<LogId>> {
+        let db = lock(&self.0.writer).db()?;
+        recover::read_committed(&db)
+    }
+
+    fn truncate_after(&self, last: Option<LogId>) -> io::Result<()> {
+        let mut writer = lock(&self.0.writer);
+        let next = last.map_or(0, |id| id.index + 1);
+        let end = writer.last.map_or(0, |id| id.index + 1);
+        if next >= end {
+            return Ok(());
+        }
+        let scanned = writer.scanned.min(next.saturating_sub(1));
+        writer.write(|db, batch| {
+            let log = cf(db, CF_LOG)?;
+            if end - next <= MAX_POINT_DELETES {
+                (next..end).for_each(|index| batch.delete_cf(log, keys::log(index)));
+            } else {
+                batch.delete_range_cf(log, keys::log(next), keys::log(end));
+            }
+            // Entries written from here on have not been through a start-up scan.
+            batch.put_cf(cf(db, CF_META)?, META_SCANNED, scanned.to_be_bytes());
+            Ok(())
+        })?;
+        writer.scanned = scanned;
+        writer.last = last.max(writer.purged);
+        writer.tail.truncate_after(next);
+        for (index, _) in &mut writer.pending {
+            *index = (*index).min(next.saturating_sub(1));
+        }
+        Ok(())
+    }
+
+    fn purge(&self, upto: LogId) -> io::Result<()> {
+        let mut writer = lock(&self.0.writer);
+        let first = writer.purged.map_or(0, |id| id.index + 1);
+        if upto.index < first {
+            return Ok(());
+        }
+        writer.write(|db, batch| {
+            let id = LogIdProto::from(&upto).encode_to_vec();
+            batch.put_cf(cf(db, CF_META)?, META_PURGED, id);
+            batch.delete_range_cf(
+                cf(db, CF_LOG)?,
+                keys::log(first),
+                keys::log(upto.index + 1),
+            );
+            Ok(())
+        })?;
+        writer.purged = Some(upto);
+        if writer.last.is_none_or(|last| last.index <= upto.index) {
+            writer.last = Some(upto);
+        }
+        writer.tail.purge(upto.index);
+        Ok(())
+    }
+
+    /// Entries `start..end` that the log has, as many as fit in `max_bytes` but at least one.
+    ///
+    /// # Errors
+    /// A hole or a damaged record between the log's bounds.
+    pub(crate) async fn read(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> io::Result<Vec<Entry>> {
+        let (db, start, end) = {
+            let writer = lock(&self.0.writer);
+            let start = start.max(writer.purged.map_or(0, |id| id.index + 1));
+            let end = end.min(writer.last.map_or(0, |id| id.index + 1));
+            if start >= end {
+                return Ok(Vec::new());
+            }
+            if let Some(entries) = writer.tail.read(start, end, max_bytes) {
+                return Ok(entries);
+            }
+            (writer.db()?, start, end)
+        };
+        tokio::task::spawn_blocking(move || read_from_disk(&db, start, end, max_bytes))
+            .await
+            .map_err(io::Error::other)?
+    }
+
+    /// Returns once the entry at `index`, if it was appended here, is durable here.
+    ///
+    /// # Errors
+    /// When a sync has failed.
+    pub(crate) async fn wait_durable(&self, index: u64) -> io::Result<()> {
+        let mut progress = self.0.flusher.progress();
+        let wanted = {
+            let writer = lock(&self.0.writer);
+            let append = writer.pending.iter().find(|(last, _)| *last >= index);
+            append.map_or(0, |(_, batch)| *batch)
+        };
+        let reached = progress
+            .wait_for(|p| p.batches >= wanted || p.failed.is_some())
+            .await
+            .map_err(|_| io::Error::other("the log is closed"))?;
+        match &reached.failed {
+            Some(why) => Err(io::Error::other(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// How far the log is durable, and whether a sync has failed.
+    pub(crate) fn progress(&self) -> tokio::sync::watch::Receiver<Progress> {
+        self.0.flusher.progress()
+    }
+
+    /// Syncs and closes the database; later calls fail. Blocks up to a few seconds for readers to finish.
+    pub(crate) fn close(&self) {
+        self.0.flusher.stop();
+        let db = lock(&self.0.writer).db.take();
+        if let Some(db) = db {
+            if let Err(error) = db.flush_wal(true) {
+                tracing::error!(%error, "the last sync of the Raft log failed");
+            }
+            drop_last(db, "log");
+        }
+    }
+}
+
+impl Writer {
+    fn new(db: Arc<DB>, found: &Recovered) -> Self {
+        Self {
+            db: Some(db),
+            vote: found.vote,
+            purged: found.purged,
+            last: found.last,
+            batches: found.batches,
+            scanned: 0,
+            tail: Tail::default(),
+            pending: VecDeque::new(),
+            failed: None,
+        }
+    }
+
+    /// First batch of a run: claims a new database, and marks how far the start-up scan went.
+    fn begin(&mut self, claimed: bool, identity: &Identity) -> io::Result<u64> {
+        let scanned = self.last.map_or(0, |id| id.index);
+        let number = self.write(|db, batch| {
+            let meta = cf(db, CF_META)?;
+            if !claimed {
+                let value = keys::format_value(&identity.cluster_id, identity.raft_id);
+                batch.put_cf(meta, META_FORMAT, value);
+            }
+            batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
+            Ok(())
+        })?;
+        self.scanned = scanned;
+        Ok(number)
+    }
+}
+
+fn read_from_disk(db: &DB, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    let key = keys::log(start);
+    let from = IteratorMode::From(&key, Direction::Forward);
+    for (index, item) in (start..end).zip(db.iterator_cf(cf(db, CF_LOG)?, from)) {
+        let (key, value) = item.map_err(io::Error::other)?;
+        if *key != keys::log(index) {
+            return Err(io::Error::other(format!("log entry {index} is missing")));
+        }
+        bytes += value.len();
+        if !entries.is_empty() && bytes > max_bytes {
+            return Ok(entries);
+        }
+        entries.push(record::decode(index, &value)?);
+    }
+    if entries.is_empty() {
+        return Err(io::Error::other(format!("log entry {start} is missing")));
+    }
+    Ok(entries)
+}
+
+/// Drops the last reference to a database here and now, so that it is closed when this returns.
+pub(crate) fn drop_last(db: Arc<DB>, what: &str) {
+    let mut db = db;
+    for _ in 0..500 {
+        match Arc::try_unwrap(db) {
+            Ok(last) => return drop(last),
+            Err(shared) => db = shared,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    tracing::warn!("the {what} database is still being read; it closes when that ends");
+}
+
+/// All entries of an opened log database, in order; for inspection of a stopped node.
+pub(crate) fn entries(db: &DB) -> io::Result<impl Iterator<Item = io::Result<Entry>> + '_> {
+    let iterator = db.iterator_cf(cf(db, CF_LOG)?, IteratorMode::Start);
+    Ok(iterator.map(|item| {
+        let (key, value) = item.map_err(io::Error::other)?;
+        let index =
+            keys::be_u64(&key).ok_or_else(|| io::Error::other("a log key is malformed"))?;
+        record::decode(index, &value)
+    }))
+}
+
+#[cfg(test)]
+mod tests;

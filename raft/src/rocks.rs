@@ -1,0 +1,137 @@
+//! How the two RocksDB instances are opened, and the identity both carry.
+//!
+//! Invariants
+//! - Recovery of the log only ever cuts a torn tail: never RocksDB's default mode, which opens without an error after
+//!   dropping everything behind one flipped bit.
+//! - A database of another node, another cluster or another layout is refused.
+
+use std::{io, path::Path};
+
+use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel, Options};
+
+use crate::{
+    error::OpenError,
+    identity::Identity,
+    keys::{self, CF_KV, CF_LOG, CF_META, META_FORMAT},
+};
+
+/// Which of the two databases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Log,
+    State,
+}
+
+impl Kind {
+    fn column_families(self) -> [&'static str; 2] {
+        match self {
+            Self::Log => [CF_LOG, CF_META],
+            Self::State => [CF_KV, CF_META],
+        }
+    }
+
+    fn options(self) -> Options {
+        let mut options = Options::default();
+        options.set_paranoid_checks(true);
+        options.set_avoid_unnecessary_blocking_io(true);
+        options.set_max_open_files(512);
+        options.set_keep_log_file_num(2);
+        options.set_max_log_file_size(1 << 20);
+        options.set_log_level(LogLevel::Warn);
+        match self {
+            Self::Log => {
+                options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+                options.set_track_and_verify_wals_in_manifest(true);
+                options.set_max_total_wal_size(512 << 20);
+            }
+            // Its WAL is never written: a flushed state is a whole number of apply batches, over both families.
+            Self::State => options.set_atomic_flush(true),
+        }
+        options
+    }
+
+    fn descriptors(self) -> Vec<ColumnFamilyDescriptor> {
+        self.column_families()
+            .into_iter()
+            .map(|name| {
+                let mut options = Options::default();
+                let buffer = match (self, name) {
+                    (Self::Log, CF_LOG) => 64 << 20,
+                    (Self::State, CF_KV) => 16 << 20,
+                    _ => 4 << 20,
+                };
+                options.set_write_buffer_size(buffer);
+                ColumnFamilyDescriptor::new(name, options)
+            })
+            .collect()
+    }
+}
+
+/// Opens database `kind` at `path`, creating it when there is none.
+pub(crate) fn open(kind: Kind, path: &Path) -> Result<DB, OpenError> {
+    let mut options = kind.options();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    DB::open_cf_descriptors(&options, path, kind.descriptors())
+        .map_err(|error| open_error(path, error))
+}
+
+/// Opens an existing database without changing a byte of it.
+pub(crate) fn open_read_only(kind: Kind, path: &Path) -> Result<DB, OpenError> {
+    DB::open_cf_descriptors_read_only(&kind.options(), path, kind.descriptors(), false)
+        .map_err(|error| open_error(path, error))
+}
+
+fn open_error(path: &Path, source: rocksdb::Error) -> OpenError {
+    match source.kind() {
+        rocksdb::ErrorKind::Corruption => OpenError::Damaged {
+            path: path.to_owned(),
+            why: source.to_string(),
+        },
+        _ => OpenError::Database {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// Makes sure that the database is this node's. A new one (no format key) is claimed by the caller.
+///
+/// `Ok(false)`: it has no format key yet.
+pub(crate) fn check_identity(db: &DB, path: &Path, identity: &Identity) -> Result<bool, OpenError> {
+    let found = cf(db, CF_META)
+        .and_then(|meta| db.get_cf(meta, META_FORMAT).map_err(io::Error::other))
+        .map_err(|source| OpenError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    let Some(found) = found else {
+        return Ok(false);
+    };
+    let Some((format, owner)) = found.split_first_chunk::<4>() else {
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            why: "its format key is malformed".to_owned(),
+        });
+    };
+    let format = u32::from_be_bytes(*format);
+    if format != keys::FORMAT {
+        return Err(OpenError::UnknownFormat {
+            path: path.to_owned(),
+            format,
+        });
+    }
+    let expected = keys::format_value(&identity.cluster_id, identity.raft_id);
+    if expected.split_first_chunk::<4>().map(|(_, rest)| rest) != Some(owner) {
+        return Err(OpenError::Foreign {
+            path: path.to_owned(),
+        });
+    }
+    Ok(true)
+}
+
+/// A column family's handle; every family is created at open, so its absence is an error like any other.
+pub(crate) fn cf<'db>(db: &'db DB, name: &str) -> io::Result<&'db ColumnFamily> {
+    db.cf_handle(name)
+        .ok_or_else(|| io::Error::other(format!("column family `{name}` is missing")))
+}

@@ -1,0 +1,144 @@
+//! openraft's state machine trait on [`State`].
+//!
+//! Invariants
+//! - The gate: an entry is applied only once it is durable in the local log, although openraft may know it committed by
+//!   others earlier. Otherwise a flushed state could be ahead of the log after a crash, and the node would have to be
+//!   refused or, worse, would serve older data than it had served before.
+//! - A reply is sent after the batch is visible.
+
+use std::{io, sync::Arc};
+
+use futures_util::{Stream, StreamExt};
+use openraft::{
+    EntryPayload, OptionalSend,
+    storage::{EntryResponder, RaftStateMachine},
+};
+
+use super::{
+    DbView, State,
+    apply::Changes,
+    snapshot::{self, Builder, SnapshotDir},
+};
+use crate::{
+    command::{Applied, Command, Outcome},
+    log::LogStore,
+    types::{Encoded, LogId, StoredMembership, TypeConfig},
+};
+
+/// Entries and bytes applied in one batch; bounds how long the first reply waits.
+const MAX_ENTRIES: usize = 512;
+const MAX_BYTES: usize = 2 << 20;
+
+type Responder = openraft::storage::ApplyResponder<TypeConfig>;
+type Meta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>;
+
+/// The writer of the state: there is one, owned by openraft.
+pub(crate) struct Machine {
+    state: Arc<State>,
+    log: LogStore,
+}
+
+impl Machine {
+    pub(crate) fn new(state: Arc<State>, log: LogStore) -> Self {
+        Self { state, log }
+    }
+
+    async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let Some((last, _)) = batch.last() else {
+            return Ok(());
+        };
+        self.log.wait_durable(last.log_id.index).await?;
+        let view = DbView(self.state.db().map_err(io::Error::other)?);
+        let mut changes = Changes::default();
+        let mut replies: Vec<(Responder, Applied)> = Vec::new();
+        for (entry, responder) in batch {
+            let applied = apply_entry(&view, &mut changes, entry.log_id, entry.payload)?;
+            replies.extend(responder.map(|responder| (responder, applied)));
+        }
+        self.state.commit(&changes)?;
+        for (responder, applied) in replies {
+            responder.send(applied);
+        }
+        Ok(())
+    }
+}
+
+fn apply_entry(
+    view: &DbView,
+    changes: &mut Changes,
+    id: LogId,
+    payload: crate::types::Payload,
+) -> io::Result<Applied> {
+    changes.enter(view, id)?;
+    let nothing = Applied {
+        index: id.index,
+        outcome: Outcome::Applied,
+    };
+    match payload {
+        EntryPayload::Blank => Ok(nothing),
+        EntryPayload::Membership(membership) => {
+            changes.membership = Some(StoredMembership::new(Some(id), membership));
+            Ok(nothing)
+        }
+        EntryPayload::Normal(encoded) => apply_command(view, changes, id.index, &encoded),
+    }
+}
+
+fn apply_command(
+    view: &DbView,
+    changes: &mut Changes,
+    index: u64,
+    encoded: &Encoded,
+) -> io::Result<Applied> {
+    let command = Command::decode(encoded)
+        .map_err(|error| io::Error::other(format!("log entry {index}: {error}")))?;
+    changes.apply(view, index, command)
+}
+
+fn size(payload: &crate::types::Payload) -> usize {
+    match payload {
+        EntryPayload::Normal(command) => command.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotDir;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let position = self.state.position.borrow();
+        Ok((position.applied, position.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = entries.next().await {
+            let item = item?;
+            bytes += size(&item.0.payload);
+            batch.push(item);
+            if batch.len() >= MAX_ENTRIES || bytes >= MAX_BYTES {
+                self.apply_batch(std::mem::take(&mut batch)).await?;
+                bytes = 0;
+            }
+        }
+        self.apply_batch(batch).await
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder::new(Arc::clone(&self.state))
+    }
+
+    async fn install_snapshot(&mut self, meta: &Meta, snapshot: SnapshotDir) -> io::Result<()> {
+        snapshot::install(&self.state, meta, snapshot).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        snapshot::newest(&self.state).await
+    }
+}
