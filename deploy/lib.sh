@@ -51,7 +51,7 @@ version_at_least() { # HAVE WANT
   [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
 }
 
-rust_version() { rustc --version 2>/dev/null | awk '{print $2}'; }
+rust_version() { { rustc --version 2>/dev/null || true; } | awk '{print $2}'; }
 
 # A Rust toolchain that is new enough: the one that is there, Debian's rustup, or rustup's own installer.
 ensure_rust() {
@@ -63,11 +63,12 @@ ensure_rust() {
   say "installing a Rust toolchain (have: ${have:-none}, needed: $RUST_MINIMUM or newer)"
   if ! command -v rustup >/dev/null; then
     # Debian 13 and later package rustup; Debian 12 does not.
-    if apt-cache show rustup >/dev/null 2>&1; then
+    if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
       ensure_packages rustup
     else
       curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
-        sh -s -- -y --no-modify-path --profile minimal --default-toolchain none >&2
+        sh -s -- -y --no-modify-path --profile minimal --default-toolchain none >&2 ||
+        die "rustup could not be fetched; install Rust $RUST_MINIMUM or newer by hand (https://rustup.rs)"
       hash -r
     fi
   fi
