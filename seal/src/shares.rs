@@ -300,11 +300,10 @@ mod tests {
         let (a, b, c) = (&shares[0], &shares[1], &shares[2]);
         let short = &c[1..].to_vec();
         let empty = &Vec::new();
-        let no = |given, threshold| {
-            combine::<&Vec<u8>>(given, threshold)
-                .map(|_| ())
-                .unwrap_err()
-        };
+        let (one, two) = (&vec![1], &vec![2]);
+        fn no(given: &[&Vec<u8>], threshold: u8) -> ShareError {
+            combine(given, threshold).map(|_| ()).unwrap_err()
+        }
         assert_eq!(
             no(&[a, b], 3),
             ShareError::Count {
@@ -323,7 +322,7 @@ mod tests {
         assert_eq!(no(&[a, b, &zero], 3), ShareError::Malformed);
         assert_eq!(no(&[a, b, short], 3), ShareError::Malformed);
         assert_eq!(no(&[empty, empty, empty], 3), ShareError::Malformed);
-        assert_eq!(no(&[&vec![1], &vec![2]], 2), ShareError::Malformed);
+        assert_eq!(no(&[one, two], 2), ShareError::Malformed);
         assert_eq!(no(&[], 0), ShareError::Threshold);
     }
 
