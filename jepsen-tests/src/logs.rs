@@ -1,0 +1,99 @@
+//! What a node may say about itself: nothing at WARN or ERROR that a test did not expect, and never a panic.
+
+use std::{fs, path::Path};
+
+/// What a node logs when its cluster is being broken on purpose. A test adds what its own faults cause.
+pub const CLUSTER_FAULTS: &[&str] = &[
+    "joining:",
+    "leadership was not handed over",
+    "some requests did not end in time",
+    "openraft",
+    "peer",
+    "leader",
+    "quorum",
+    "connection",
+];
+
+/// What a node logs while its HSM is away.
+pub const HSM_FAULTS: &[&str] = &["HSM", "hsm", "unsealing:", "PKCS#11", "503"];
+
+/// Lines of `log` at WARN or ERROR that hold none of `allowed`, and every line about a panic.
+#[must_use]
+pub fn surprises(log: &Path, allowed: &[&str]) -> Vec<String> {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    text.lines()
+        .filter(|line| is_surprise(line, allowed))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Lines of `log` about a panic.
+#[must_use]
+pub fn panics(log: &Path) -> Vec<String> {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    text.lines()
+        .filter(|line| is_panic(line))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn is_panic(line: &str) -> bool {
+    line.contains("panicked") || line.contains("stack backtrace")
+}
+
+fn is_surprise(line: &str, allowed: &[&str]) -> bool {
+    if is_panic(line) {
+        return true;
+    }
+    let mut words = line.split_whitespace().take(3);
+    let bad = words.any(|word| matches!(word.trim_matches(['[', ']']), "WARN" | "ERROR"));
+    bad && !allowed.iter().any(|ok| line.contains(ok))
+}
+
+/// The last lines of `log`, for a person.
+#[must_use]
+pub fn tail(log: &Path, lines: usize) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_expected_warnings_pass() {
+        for (line, allowed, surprise) in [
+            (
+                "2026-11-23T21:00:00Z  INFO strongroom: the node serves",
+                &[][..],
+                false,
+            ),
+            ("2026-11-23T21:00:00Z  WARN strongroom: odd", &[], true),
+            (
+                "2026-11-23T21:00:00Z  WARN strongroom: odd",
+                &["odd"],
+                false,
+            ),
+            ("2026-11-23T21:00:00Z ERROR strongroom: bad", &["odd"], true),
+            (
+                "2026-11-23T21:00:00.123Z [ERROR] strongroom: bad",
+                &[],
+                true,
+            ),
+            (
+                "thread 'main' panicked at src/main.rs:1:1",
+                &["thread"],
+                true,
+            ),
+            (
+                "2026-11-23T21:00:00Z  INFO strongroom: an ERROR in the text",
+                &[],
+                false,
+            ),
+        ] {
+            assert_eq!(is_surprise(line, allowed), surprise, "{line}");
+        }
+    }
+}
