@@ -12,6 +12,8 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$STRONGROOM_CACHE/target}
 STRONGROOM_BIN=$CARGO_TARGET_DIR/debug/strongroom
 # Oldest compiler that builds the workspace; the same as `rust-version` in Cargo.toml.
 RUST_MINIMUM=1.90
+# The one that is installed where there is none: the lints are those of this version.
+RUST_INSTALL=1.95.0
 
 say()  { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
@@ -66,14 +68,15 @@ ensure_rust() {
     if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
       ensure_packages rustup
     else
-      curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+      curl --proto '=https' --tlsv1.2 -sSf https://static.rust-lang.org/rustup/rustup-init.sh |
         sh -s -- -y --no-modify-path --profile minimal --default-toolchain none >&2 ||
         die "rustup could not be fetched; install Rust $RUST_MINIMUM or newer by hand (https://rustup.rs)"
       hash -r
     fi
   fi
-  rustup toolchain install stable --profile minimal -c clippy -c rustfmt >&2
-  rustup default stable >&2
+  rustup toolchain install "$RUST_INSTALL" --profile minimal -c clippy -c rustfmt >&2
+  rustup default "$RUST_INSTALL" >&2
+  hash -r
   have=$(rust_version)
   version_at_least "${have:-0}" "$RUST_MINIMUM" || die "no usable Rust toolchain (have: ${have:-none})"
 }
