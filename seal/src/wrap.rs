@@ -188,11 +188,9 @@ impl Slot {
     {
         let arrived = Instant::now();
         let init = || async {
-            let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(error) = recent(failed.as_ref(), arrived) {
+            if let Some(error) = self.recent_failure(arrived) {
                 return Err(error);
             }
-            drop(failed);
             let outcome = ask().await;
             if let Err(error) = &outcome {
                 *self.failed.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -201,6 +199,11 @@ impl Slot {
             outcome.map(Arc::new)
         };
         self.dek.get_or_try_init(init).await.cloned()
+    }
+
+    fn recent_failure(&self, arrived: Instant) -> Option<HsmError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        recent(failed.as_ref(), arrived)
     }
 }
 
