@@ -2,7 +2,13 @@
 //!
 //! PKCS#11 state and `SOFTHSM2_CONF` belong to the process, and setting a variable in a running one is unsafe; so each
 //! test starts this test binary again for itself alone, with the variable set, and checks how that ended.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use std::{
     fs,
@@ -32,8 +38,12 @@ pub fn isolated(test: &str, body: fn(Token)) {
         dir: dir.path().to_owned(),
     };
     token.init();
+    token.build_chaos();
     let output = token
         .command(std::env::current_exe().unwrap())
+        .env("CHAOS_MODULE", MODULE)
+        .env("CHAOS_CTL", token.dir.join("chaos.ctl"))
+        .env("CHAOS_LOG", token.dir.join("chaos.log"))
         .env(DIR, dir.path())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .output()
@@ -117,6 +127,42 @@ impl Token {
             .unwrap();
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn build_chaos(&self) {
+        let status = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(self.chaos())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos.c"))
+            .args(["-ldl", "-lpthread"])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    pub fn chaos(&self) -> PathBuf {
+        self.dir.join("chaos.so")
+    }
+
+    /// Gives the fault-injecting module an order; see `chaos.c`.
+    pub fn order(&self, order: &str) {
+        let temporary = self.dir.join("chaos.tmp");
+        fs::write(&temporary, order).unwrap();
+        fs::rename(temporary, self.dir.join("chaos.ctl")).unwrap();
+    }
+
+    /// How often `function` was called through the fault-injecting module.
+    pub fn calls(&self, function: &str) -> usize {
+        let log = fs::read_to_string(self.dir.join("chaos.log")).unwrap_or_default();
+        log.lines().filter(|line| *line == function).count()
+    }
+
+    /// As [`Token::config`], through the fault-injecting module.
+    pub fn chaos_config(&self) -> HsmConfig {
+        HsmConfig {
+            lib: self.chaos(),
+            ..self.config()
+        }
     }
 
     /// Token information without logging in.
