@@ -23,8 +23,14 @@ mod error;
 mod identity;
 mod keys;
 mod log;
+mod net;
+mod plan;
 mod proto;
+mod raft;
+mod reads;
+mod reconcile;
 mod rocks;
+mod services;
 mod state;
 mod stores;
 mod types;
@@ -36,6 +42,8 @@ pub use crate::{
         StartError, StateError, TransferError,
     },
     identity::{Identity, IdentityError},
+    net::{ALPN, IncomingStream},
+    raft::{MemberStatus, Options, Raft, Role, Status, Transport},
     state::State,
     stores::{LogContent, LogRow, ReadOnlyStores, StateRow, Stores},
     types::PeerInfo,

@@ -23,7 +23,7 @@ use prost::Message;
 use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
-pub(crate) use self::machine::Machine;
+pub(crate) use self::{machine::Machine, snapshot::SnapshotDir};
 use self::apply::{Change, Changes, View};
 use crate::{
     command::{Applied, Outcome},

@@ -1,0 +1,295 @@
+//! openraft's network traits: which connection carries which message.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt, stream};
+use openraft::{
+    OptionalSend, RPCTypes,
+    base::{BoxFuture, BoxStream},
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
+    network::{
+        Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+        RaftNetworkFactory,
+    },
+    raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    append::{Lane, Session},
+    control::{CallError, ControlLink, chain},
+    peer::{Dialer, Directory},
+    wire::{Append, Call, Purpose, Reply, TransferResult},
+};
+use crate::{
+    log::lock,
+    state::SnapshotDir,
+    types::{AppendRequest, AppendResult, PeerInfo, RpcError, TypeConfig, Vote},
+};
+
+/// Connections to every member, shared by openraft's clients and by this crate's own calls.
+pub(crate) struct Links {
+    raft_id: u64,
+    pub(crate) dialer: Arc<Dialer>,
+    control: Mutex<HashMap<u64, Arc<ControlLink>>>,
+    silence: Duration,
+    closing: CancellationToken,
+}
+
+impl Links {
+    pub(crate) fn new(
+        raft_id: u64,
+        dialer: Arc<Dialer>,
+        silence: Duration,
+        closing: CancellationToken,
+    ) -> Self {
+        Self {
+            raft_id,
+            dialer,
+            control: Mutex::default(),
+            silence,
+            closing,
+        }
+    }
+
+    pub(crate) fn control(&self, id: u64) -> Arc<ControlLink> {
+        let mut links = lock(&self.control);
+        let link = links.entry(id).or_insert_with(|| {
+            Arc::new(ControlLink::new(
+                id,
+                Arc::clone(&self.dialer),
+                self.silence,
+                self.closing.clone(),
+            ))
+        });
+        Arc::clone(link)
+    }
+
+    /// Drops the links to nodes that are no members any more.
+    pub(crate) fn retain(&self, directory: &Directory) {
+        lock(&self.control).retain(|id, _| directory.contains(*id));
+    }
+}
+
+/// Makes clients for openraft. `None`: a node without a network, which has no other member either.
+#[derive(Clone)]
+pub(crate) struct Factory(pub(crate) Option<Arc<Links>>);
+
+/// openraft's client to one member.
+pub(crate) struct Client {
+    id: u64,
+    links: Option<Arc<Links>>,
+    lane: LaneKind,
+}
+
+enum LaneKind {
+    /// Log entries: a connection of its own.
+    Append(Box<Lane>),
+    /// Heartbeats: the control connection, never behind log entries.
+    Heartbeat,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &PeerInfo) -> Client {
+        self.client(target, node, LaneKind::Append(Box::default()))
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerInfo) -> Client {
+        self.client(target, node, LaneKind::Heartbeat)
+    }
+}
+
+impl Factory {
+    fn client(&self, id: u64, info: &PeerInfo, lane: LaneKind) -> Client {
+        if let Some(links) = &self.0 {
+            links.dialer.directory.note(id, info);
+        }
+        Client {
+            id,
+            links: self.0.clone(),
+            lane,
+        }
+    }
+}
+
+impl Client {
+    fn links(&self) -> Result<&Arc<Links>, RpcError> {
+        self.links
+            .as_ref()
+            .ok_or_else(|| unreachable("this node has no cluster network"))
+    }
+
+    async fn call(
+        &self,
+        action: RPCTypes,
+        call: Call,
+        option: &RPCOption,
+    ) -> Result<Reply, RpcError> {
+        let links = self.links()?;
+        let limit = option.hard_ttl();
+        let link = links.control(self.id);
+        match link.call(call, limit).await {
+            Ok(Reply::Failed(why)) => Err(network(&why)),
+            Ok(reply) => Ok(reply),
+            Err(CallError::TimedOut) => Err(RPCError::Timeout(Timeout {
+                action,
+                id: links.raft_id,
+                target: self.id,
+                timeout: limit,
+            })),
+            Err(error @ CallError::Unreachable(_)) => Err(unreachable(&error.to_string())),
+            Err(error @ (CallError::Busy | CallError::Broken)) => {
+                Err(network(&error.to_string()))
+            }
+        }
+    }
+
+    async fn heartbeat(
+        &self,
+        request: AppendRequest,
+        option: &RPCOption,
+    ) -> Result<AppendResult, RpcError> {
+        let call = Call::Append(Append::from(&request));
+        match self.call(RPCTypes::AppendEntries, call, option).await? {
+            Reply::Append(reply) => reply.into_result().map_err(|why| network(&why)),
+            _ => Err(wrong_answer()),
+        }
+    }
+}
+
+fn unreachable(why: &str) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(why))
+}
+
+fn network(why: &str) -> RpcError {
+    RPCError::Network(NetworkError::from_string(why))
+}
+
+fn wrong_answer() -> RpcError {
+    network("the answer does not fit the call")
+}
+
+impl NetStreamAppend<TypeConfig> for Client {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<AppendResult, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            if matches!(self.lane, LaneKind::Heartbeat) {
+                let client: &'s Self = self;
+                return Ok(client.heartbeats(input, option));
+            }
+            let links = Arc::clone(self.links()?);
+            let LaneKind::Append(lane) = &mut self.lane else {
+                return Err(wrong_answer());
+            };
+            if lane.connection.is_none() {
+                let opened = links.dialer.open(self.id, Purpose::Append).await;
+                lane.connection = Some(opened.map_err(|error| unreachable(&chain(&error)))?);
+            }
+            let answers: BoxStream<'s, _> = Box::pin(Session::new(lane, input, links.silence));
+            Ok(answers)
+        })
+    }
+}
+
+impl Client {
+    /// One request after the other; ends with the first that is not simply accepted.
+    fn heartbeats<'s, S>(
+        &'s self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxStream<'s, Result<AppendResult, RpcError>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(stream::unfold(Some(input), move |input| {
+            let option = option.clone();
+            async move {
+                let mut input = input?;
+                let request = input.next().await?;
+                let answer = self.heartbeat(request, &option).await;
+                let goes_on = matches!(answer, Ok(Ok(_)));
+                Some((answer, goes_on.then_some(input)))
+            }
+        }))
+    }
+}
+
+impl NetVote<TypeConfig> for Client {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let call = Call::Vote((&rpc).into());
+        match self.call(RPCTypes::Vote, call, &option).await? {
+            Reply::Vote(reply) => reply.try_into().map_err(|_| wrong_answer()),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let call = Call::PreVote((&rpc).into());
+        match self.call(RPCTypes::Vote, call, &option).await? {
+            Reply::Vote(reply) => reply.try_into().map_err(|_| wrong_answer()),
+            _ => Err(wrong_answer()),
+        }
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Client {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let call = Call::Transfer((&request).into());
+        match self.call(RPCTypes::TransferLeader, call, &option).await? {
+            Reply::Transfer(reply) => TransferResult::try_from(reply).map_err(|_| wrong_answer()),
+            _ => Err(wrong_answer()),
+        }
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Client {
+    type SnapshotData = SnapshotDir;
+
+    /// Not reached: the log is never purged, so every member can be caught up by log.
+    async fn full_snapshot(
+        &mut self,
+        _vote: Vote,
+        _snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        Err(StreamingError::Unreachable(Unreachable::from_string(
+            "sending snapshots is not supported by this version",
+        )))
+    }
+}
+
+impl NetBackoff<TypeConfig> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        let steps = [50, 100, 200, 500].map(Duration::from_millis);
+        let last = Duration::from_secs(1);
+        Some(Backoff::new(
+            steps.into_iter().chain(std::iter::repeat(last)),
+        ))
+    }
+}

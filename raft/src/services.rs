@@ -1,0 +1,216 @@
+//! What a node does for its peers and for itself on top of openraft: read indexes, announcements, facts about the
+//! membership.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use openraft::{
+    ReadPolicy,
+    async_runtime::WatchReceiver as _,
+    errors::{LinearizableReadError, RaftError},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    error::MembershipError,
+    net::{Call, CallError, Links, Reply},
+    proto::PeerProto,
+    raft::Timing,
+    reads::{ProbeError, ReadBatcher},
+    reconcile,
+    types::{Core, Metrics, PeerInfo},
+};
+
+/// Shared by the facade and the accepting side of the network.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) raft_id: u64,
+    pub(crate) core: Core,
+    pub(crate) links: Option<Arc<Links>>,
+    pub(crate) timing: Timing,
+    /// Asks this node's own quorum.
+    leader_reads: ReadBatcher,
+    /// Asks the leader.
+    follower_reads: ReadBatcher,
+}
+
+impl Services {
+    pub(crate) fn new(
+        raft_id: u64,
+        core: Core,
+        links: Option<Arc<Links>>,
+        timing: Timing,
+        tasks: &TaskTracker,
+        closing: &CancellationToken,
+    ) -> Self {
+        let limit = timing.election_max;
+        let own = core.clone();
+        let leader_reads = ReadBatcher::spawn(
+            move || probe_quorum(own.clone()),
+            limit,
+            tasks,
+            closing.clone(),
+        );
+        let (theirs, dial) = (core.clone(), links.clone());
+        let follower_reads = ReadBatcher::spawn(
+            move || ask_leader(theirs.clone(), dial.clone(), limit),
+            limit,
+            tasks,
+            closing.clone(),
+        );
+        Self {
+            raft_id,
+            core,
+            links,
+            timing,
+            leader_reads,
+            follower_reads,
+        }
+    }
+
+    /// Reads openraft's metrics without holding them.
+    pub(crate) fn metrics<T>(&self, read: impl FnOnce(&Metrics) -> T) -> T {
+        read(&self.core.metrics().borrow_watched())
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.metrics(|metrics| metrics.state.is_leader())
+    }
+
+    /// Whether this node leads and a quorum has confirmed it within one election time-out.
+    pub(crate) fn leads_with_quorum(&self) -> bool {
+        self.metrics(|metrics| {
+            metrics.state.is_leader()
+                && metrics
+                    .last_quorum_acked
+                    .is_some_and(|acked| age(&acked) < self.timing.election_max)
+        })
+    }
+
+    /// An index that covers every write acknowledged before the call.
+    pub(crate) async fn read_index(&self) -> Result<u64, ProbeError> {
+        if self.leads() {
+            self.leader_reads.read().await
+        } else {
+            self.follower_reads.read().await
+        }
+    }
+
+    /// A peer connected: if its log stream waits in a back-off, that ends now.
+    pub(crate) async fn peer_is_back(&self, id: u64) {
+        if self.leads() {
+            // An error means that Raft has stopped, which its owner learns elsewhere.
+            drop(self.core.trigger().reset_backoff([id]).await);
+        }
+    }
+
+    pub(crate) async fn answer_read_index(&self) -> Reply {
+        if !self.leads() {
+            return Reply::NotLeader(true);
+        }
+        match self.leader_reads.read().await {
+            Ok(index) => Reply::ReadIndex(index),
+            Err(ProbeError::NoLeader | ProbeError::NoQuorum) => Reply::NotLeader(true),
+            Err(error @ ProbeError::Fatal(_)) => Reply::Failed(error.to_string()),
+        }
+    }
+
+    pub(crate) async fn answer_announce(&self, from: u64, info: PeerProto) -> Reply {
+        match self.set_info(from, info.into()).await {
+            Ok(()) => Reply::Announced(true),
+            Err(MembershipError::NotLeader { .. }) => Reply::NotLeader(true),
+            Err(error) => Reply::Failed(error.to_string()),
+        }
+    }
+
+    /// Puts member `id`'s facts on record; the leader only. Its name never changes.
+    pub(crate) async fn set_info(&self, id: u64, info: PeerInfo) -> Result<(), MembershipError> {
+        let known = self.metrics(|metrics| metrics.membership_config.get_node(&id).cloned());
+        if !self.leads() {
+            return Err(MembershipError::NotLeader {
+                leader: self.leader(),
+            });
+        }
+        let known = known.ok_or(MembershipError::NotMember(id))?;
+        if known == info {
+            return Ok(());
+        }
+        if known.name != info.name {
+            return Err(MembershipError::Refused(format!(
+                "node {id} is named `{}`",
+                known.name
+            )));
+        }
+        let change = openraft::ChangeMembers::SetNodes(BTreeMap::from([(id, info)]));
+        reconcile::change(self, change, None).await
+    }
+
+    pub(crate) fn leader(&self) -> Option<u64> {
+        self.metrics(|metrics| metrics.current_leader)
+    }
+
+    /// Tells the leader how this node is reached.
+    pub(crate) async fn announce(&self, info: PeerInfo) -> Result<(), MembershipError> {
+        if self.leads() {
+            return self.set_info(self.raft_id, info).await;
+        }
+        let on_record = self.metrics(|metrics| {
+            metrics.membership_config.get_node(&self.raft_id) == Some(&info)
+        });
+        if on_record {
+            return Ok(());
+        }
+        let leader = self.leader();
+        let (Some(links), Some(id)) = (&self.links, leader) else {
+            return Err(MembershipError::NotLeader { leader });
+        };
+        let call = Call::Announce(info.into());
+        match links.control(id).call(call, self.timing.election_max).await {
+            Ok(Reply::Announced(_)) => Ok(()),
+            Ok(Reply::Failed(why)) => Err(MembershipError::Refused(why)),
+            Ok(_) => Err(MembershipError::NotLeader { leader }),
+            Err(
+                CallError::Unreachable(_)
+                | CallError::Busy
+                | CallError::TimedOut
+                | CallError::Broken,
+            ) => Err(MembershipError::NoQuorum),
+        }
+    }
+}
+
+/// Time since an instant of openraft's.
+pub(crate) fn age(
+    instant: &openraft::alias::SerdeInstantOf<crate::types::TypeConfig>,
+) -> Duration {
+    use openraft::Instant as _;
+    instant.elapsed()
+}
+
+async fn probe_quorum(core: Core) -> Result<u64, ProbeError> {
+    match core.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
+            Err(ProbeError::NoLeader)
+        }
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+            Err(ProbeError::NoQuorum)
+        }
+        Err(RaftError::Fatal(fatal)) => Err(ProbeError::Fatal(fatal.to_string())),
+    }
+}
+
+async fn ask_leader(
+    core: Core,
+    links: Option<Arc<Links>>,
+    limit: Duration,
+) -> Result<u64, ProbeError> {
+    let leader = core.metrics().borrow_watched().current_leader;
+    let (Some(links), Some(leader)) = (links, leader) else {
+        return Err(ProbeError::NoLeader);
+    };
+    match links.control(leader).call(Call::ReadIndex(true), limit).await {
+        Ok(Reply::ReadIndex(index)) => Ok(index),
+        Ok(_) => Err(ProbeError::NoLeader),
+        Err(_) => Err(ProbeError::NoQuorum),
+    }
+}
