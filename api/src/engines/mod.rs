@@ -1,0 +1,72 @@
+//! Engines: what answers below a mount's path.
+
+mod kv_v1;
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+
+use crate::{
+    http::{error::ApiError, response::Reply},
+    mounts::Mount,
+    storage::Storage,
+};
+
+/// What a request wants, whatever method it came with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// GET.
+    Read,
+    /// LIST, or GET with `list=true`.
+    List,
+    /// PUT or POST.
+    Write,
+    /// DELETE.
+    Delete,
+}
+
+impl Operation {
+    /// Whether it may change something, so that the leader must carry it out.
+    #[must_use]
+    pub fn is_write(self) -> bool {
+        match self {
+            Self::Write | Self::Delete => true,
+            Self::Read | Self::List => false,
+        }
+    }
+}
+
+/// A request as an engine sees it: routed and authorised.
+pub struct EngineRequest<'a> {
+    /// What is wanted.
+    pub operation: Operation,
+    /// Path inside the mount, no leading slash; may end with one.
+    pub path: &'a str,
+    /// The body's fields.
+    pub fields: &'a Map<String, Value>,
+    /// The mount.
+    pub mount: &'a Mount,
+    /// Where data lives; keep to [`Mount::folder`].
+    pub storage: &'a Storage,
+    /// Names the request through retries.
+    pub request_id: [u8; 16],
+    /// When the caller gives up.
+    pub deadline: Instant,
+}
+
+/// An engine.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Carries out a request.
+    async fn handle(&self, request: EngineRequest<'_>) -> Result<Reply, ApiError>;
+}
+
+/// The engine of a mount, `None` for those that have no data of their own here.
+#[must_use]
+pub fn engine(kind: &str) -> Option<&'static dyn Engine> {
+    match kind {
+        "kv" | "generic" => Some(&kv_v1::KvV1),
+        _ => None,
+    }
+}

@@ -1,0 +1,193 @@
+//! Every way a request can fail, and the one place where that becomes an HTTP status.
+//!
+//! Invariants
+//! - No text holds a secret, a key, a token or a stored value; details of internal failures go to the log only.
+//! - Every variant names its status in [`ApiError::status`]; there is no default.
+
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use crate::{
+    mounts::MountError,
+    ports::{BarrierError, InitError, JoinError, StoreError},
+    storage::StorageError,
+};
+
+use super::response::Answer;
+
+/// Why a request is not answered with what it asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The node is sealed or not initialised.
+    #[error("Vault is sealed")]
+    Sealed,
+    /// The caller sent something wrong; the text says what.
+    #[error("{0}")]
+    BadRequest(String),
+    /// A control character in the path; Vault answers with an empty body.
+    #[error("the path holds a control character")]
+    BadPath,
+    /// No token, a wrong one, or one that may not.
+    #[error("permission denied")]
+    Denied,
+    /// As `Denied`, with a text of its own.
+    #[error("{0}")]
+    DeniedBecause(String),
+    /// Nothing is stored there.
+    #[error("not found")]
+    NotFound,
+    /// No such route; the text says which.
+    #[error("{0}")]
+    NoRoute(String),
+    /// The path does not take this method.
+    #[error("method not allowed")]
+    MethodNotAllowed,
+    /// The body is larger than the listener allows.
+    #[error("http: request body too large")]
+    BodyTooLarge,
+    /// The entry is larger than storage takes.
+    #[error("{0}")]
+    EntryTooLarge(String),
+    /// Too many requests of a kind that is limited.
+    #[error("{0}")]
+    RateLimited(String),
+    /// This node is not the leader: the request goes there. Never reaches a client by itself.
+    #[error("this node is not the leader")]
+    NotLeader,
+    /// Nobody leads, or nobody can; nothing was written.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The write may have happened.
+    #[error(
+        "the outcome of this request is unknown: it may have been carried out; read before trying again"
+    )]
+    OutcomeUnknown,
+    /// Details are in the log.
+    #[error("internal error")]
+    Internal(String),
+}
+
+/// Text for a cluster without a leader, as Vault's users know it.
+pub(crate) const NO_LEADER: &str = "local node not active but active cluster node not found";
+
+impl ApiError {
+    /// The HTTP status; the only place that decides it.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::BadPath => StatusCode::BAD_REQUEST,
+            Self::Denied | Self::DeniedBecause(_) => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::NoRoute(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge | Self::EntryTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Sealed | Self::NotLeader | Self::Unavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::OutcomeUnknown | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The answer a client gets; internal details are logged here, once.
+    pub(crate) fn into_answer(self) -> Answer {
+        let status = self.status();
+        if let Self::Internal(details) = &self {
+            tracing::error!(%details, "a request failed");
+        }
+        if matches!(self, Self::BadPath) {
+            return Answer::empty(status);
+        }
+        let errors = if matches!(self, Self::NotFound | Self::MethodNotAllowed) {
+            Vec::new()
+        } else {
+            vec![self.to_string()]
+        };
+        let mut answer = Answer::json(status, &json!({ "errors": errors }));
+        if matches!(
+            self,
+            Self::Unavailable(_) | Self::NotLeader | Self::RateLimited(_)
+        ) {
+            answer.header(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::NotLeader) {
+            answer.header(super::NOT_LEADER.clone(), HeaderValue::from_static("1"));
+        }
+        answer
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotLeader => Self::NotLeader,
+            StoreError::NoQuorum => Self::Unavailable(NO_LEADER.to_owned()),
+            StoreError::Busy => Self::Unavailable("the server is busy; try again".to_owned()),
+            StoreError::TooLarge { .. } => Self::EntryTooLarge(error.to_string()),
+            StoreError::CheckFailed => {
+                Self::Unavailable("another request changed this first; try again".to_owned())
+            }
+            StoreError::Unknown => Self::OutcomeUnknown,
+            StoreError::Fatal(details) => Self::Internal(details),
+        }
+    }
+}
+
+impl From<BarrierError> for ApiError {
+    fn from(error: BarrierError) -> Self {
+        match error {
+            BarrierError::Path(why) => Self::BadRequest(why.to_owned()),
+            BarrierError::HsmUnavailable(_) => Self::Unavailable(error.to_string()),
+            BarrierError::Exhausted => Self::Unavailable(error.to_string()),
+            BarrierError::Damaged | BarrierError::UnknownTerm(_) => {
+                Self::Internal(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<StorageError> for ApiError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Store(error) => error.into(),
+            StorageError::Barrier(error) => error.into(),
+            StorageError::Malformed(_) => Self::Internal(error.to_string()),
+            StorageError::TooManyNames => Self::BadRequest(error.to_string()),
+        }
+    }
+}
+
+impl From<MountError> for ApiError {
+    fn from(error: MountError) -> Self {
+        match error {
+            MountError::Refused(why) => Self::BadRequest(why),
+            MountError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<InitError> for ApiError {
+    fn from(error: InitError) -> Self {
+        match error {
+            InitError::AlreadyInitialized | InitError::BadRequest(_) => {
+                Self::BadRequest(error.to_string())
+            }
+            InitError::InProgress | InitError::Hsm(_) => Self::Unavailable(error.to_string()),
+            // Init has no secrets to give away yet, and its caller is the operator who must act.
+            InitError::Failed(why) => {
+                tracing::error!(%why, "initialization failed");
+                Self::Unavailable(format!("initialization failed: {why}"))
+            }
+        }
+    }
+}
+
+impl From<JoinError> for ApiError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::BadRequest(why) => Self::BadRequest(why),
+            JoinError::Refused(why) => Self::DeniedBecause(why),
+            JoinError::RateLimited => Self::RateLimited(error.to_string()),
+            JoinError::Unavailable(why) | JoinError::Failed(why) => Self::Unavailable(why),
+        }
+    }
+}

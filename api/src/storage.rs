@@ -1,0 +1,264 @@
+//! The one place where store, barrier and seal wrap meet: logical path and plaintext ⇄ stored key and bytes.
+//!
+//! In: logical paths (`core/mounts/…`), plaintext, a [`Layer`] per value. Out: plaintext with the log index it was
+//! written at; batches that are applied as a whole.
+//!
+//! Invariants
+//! - What leaves here for the store is ciphertext under an encrypted name.
+//! - The cache holds barrier ciphertext only, under (stored key, log index): that pair names one immutable value, so
+//!   an entry is never wrong and never needs to be invalidated.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use moka::sync::Cache;
+use zeroize::Zeroizing;
+
+use crate::ports::{Barrier, BarrierError, Expect, SealWrap, Store, StoreError, StoredBatch};
+
+/// Memory for unwrapped (still barrier-encrypted) values, bytes.
+const CACHE_BYTES: u64 = 64 << 20;
+/// Stored keys read at a time while listing.
+const LIST_PAGE: usize = 512;
+/// Names one listing may return; more is refused rather than cut off.
+pub const MAX_LISTED: usize = 1_000_000;
+
+/// How a value is protected at rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// By the barrier.
+    Barrier,
+    /// By the barrier, and on top of it by the HSM.
+    SealWrapped,
+}
+
+/// A decrypted value and the log index it was written at.
+pub struct Entry {
+    /// Plaintext; wiped on drop.
+    pub value: Zeroizing<Vec<u8>>,
+    /// Log index of the write.
+    pub mod_index: u64,
+}
+
+/// Why a value was not read or written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StorageError {
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// See [`BarrierError`].
+    #[error(transparent)]
+    Barrier(#[from] BarrierError),
+    /// A stored entry does not parse.
+    #[error("a stored entry of kind `{0}` is malformed")]
+    Malformed(&'static str),
+    /// A folder holds more names than one listing may return.
+    #[error("more than {MAX_LISTED} names")]
+    TooManyNames,
+}
+
+/// Changes on logical paths, applied as a whole.
+#[derive(Default)]
+pub struct Batch {
+    checks: Vec<(String, Expect)>,
+    puts: Vec<(String, Zeroizing<Vec<u8>>, Layer)>,
+    deletes: Vec<String>,
+    stored_deletes: Vec<Vec<u8>>,
+}
+
+impl Batch {
+    /// Requires `expect` of the value at `path`.
+    pub fn check(&mut self, path: impl Into<String>, expect: Expect) -> &mut Self {
+        self.checks.push((path.into(), expect));
+        self
+    }
+
+    /// Writes `value` at `path`.
+    pub fn put(&mut self, path: impl Into<String>, value: Vec<u8>, layer: Layer) -> &mut Self {
+        self.puts.push((path.into(), Zeroizing::new(value), layer));
+        self
+    }
+
+    /// Removes the value at `path`, if any.
+    pub fn delete(&mut self, path: impl Into<String>) -> &mut Self {
+        self.deletes.push(path.into());
+        self
+    }
+
+    /// Removes a value by its stored key, as [`Storage::stored_keys`] gives it.
+    pub fn delete_stored(&mut self, key: Vec<u8>) -> &mut Self {
+        self.stored_deletes.push(key);
+        self
+    }
+}
+
+/// Reads and writes decrypted values.
+#[derive(Clone)]
+pub struct Storage {
+    store: Arc<dyn Store>,
+    barrier: Arc<dyn Barrier>,
+    wrap: Arc<dyn SealWrap>,
+    unwrapped: Cache<(Vec<u8>, u64), Bytes>,
+}
+
+impl Storage {
+    /// Storage on the node's replicated state.
+    pub fn new(store: Arc<dyn Store>, barrier: Arc<dyn Barrier>, wrap: Arc<dyn SealWrap>) -> Self {
+        let unwrapped = Cache::builder()
+            .max_capacity(CACHE_BYTES)
+            .weigher(|(key, _): &(Vec<u8>, u64), value: &Bytes| {
+                u32::try_from(key.len() + value.len() + 64).unwrap_or(u32::MAX)
+            })
+            .build();
+        Self {
+            store,
+            barrier,
+            wrap,
+            unwrapped,
+        }
+    }
+
+    /// Returns once reads here see every write acknowledged before the call.
+    pub async fn linearize(&self, deadline: Instant) -> Result<(), StorageError> {
+        Ok(self.store.linearize(deadline).await?)
+    }
+
+    /// Applied and committed log index of this node.
+    #[must_use]
+    pub fn indexes(&self) -> (u64, u64) {
+        self.store.indexes()
+    }
+
+    /// The barrier, for salts and facts.
+    #[must_use]
+    pub fn barrier(&self) -> &dyn Barrier {
+        &*self.barrier
+    }
+
+    /// The value at `path`.
+    ///
+    /// # Errors
+    /// `HsmUnavailable` for a wrapped value that is not cached while the HSM is away; `Damaged` when it does not
+    /// authenticate.
+    pub async fn get(&self, path: &str) -> Result<Option<Entry>, StorageError> {
+        let key = self.barrier.key(path)?;
+        let Some(stored) = self.store.get(&key)? else {
+            return Ok(None);
+        };
+        let mod_index = stored.mod_index;
+        let value = if self.wrap.is_wrapped(&stored.value) {
+            let cached = (key, mod_index);
+            let ciphertext = match self.unwrapped.get(&cached) {
+                Some(ciphertext) => ciphertext,
+                None => {
+                    let ciphertext = self.wrap.unwrap(path, &stored.value).await?;
+                    self.unwrapped.insert(cached, ciphertext.clone());
+                    ciphertext
+                }
+            };
+            self.barrier.open(path, &ciphertext)?
+        } else {
+            self.barrier.open(path, &stored.value)?
+        };
+        Ok(Some(Entry { value, mod_index }))
+    }
+
+    /// Log index of the last write at `path`, without decrypting anything.
+    pub fn mod_index(&self, path: &str) -> Result<Option<u64>, StorageError> {
+        let key = self.barrier.key(path)?;
+        Ok(self.store.get(&key)?.map(|stored| stored.mod_index))
+    }
+
+    /// Names directly under `folder`, sorted; a name with a trailing slash is a folder.
+    ///
+    /// # Errors
+    /// `TooManyNames` past [`MAX_LISTED`].
+    pub fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
+        let prefix = self.barrier.prefix(folder)?;
+        let mut names: Vec<String> = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.store.keys(&prefix, after.as_deref(), LIST_PAGE)?;
+            let full = page.len() == LIST_PAGE;
+            let mut resume = None;
+            for key in page {
+                // A folder's other keys on this page.
+                if resume
+                    .as_ref()
+                    .is_some_and(|skip: &Vec<u8>| key.as_ref() <= skip.as_slice())
+                {
+                    continue;
+                }
+                let child = self.barrier.child(folder, &key)?;
+                resume = Some(if child.is_folder {
+                    names.push(format!("{}/", child.name));
+                    child.skip_to
+                } else {
+                    names.push(child.name);
+                    key.to_vec()
+                });
+                if names.len() > MAX_LISTED {
+                    return Err(StorageError::TooManyNames);
+                }
+            }
+            after = resume;
+            if !full || after.is_none() {
+                break;
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Up to `limit` stored keys of everything under `folder`, for removing it.
+    pub fn stored_keys(&self, folder: &str, limit: usize) -> Result<Vec<Bytes>, StorageError> {
+        let prefix = self.barrier.prefix(folder)?;
+        Ok(self.store.keys(&prefix, None, limit)?)
+    }
+
+    /// Encrypts and replicates `batch`; returns its log index.
+    ///
+    /// `request_id` names the request: the same id is applied once, however often it comes.
+    pub async fn commit(
+        &self,
+        batch: Batch,
+        request_id: [u8; 16],
+        deadline: Instant,
+    ) -> Result<u64, StorageError> {
+        let sealed = encrypt(&*self.barrier, &*self.wrap, batch, request_id).await?;
+        // Just written is often read next: saves the HSM one decryption on this node.
+        Ok(self.store.commit(sealed, deadline).await?)
+    }
+}
+
+/// Encrypts names and values of `batch`.
+pub(crate) async fn encrypt(
+    barrier: &dyn Barrier,
+    wrap: &dyn SealWrap,
+    batch: Batch,
+    request_id: [u8; 16],
+) -> Result<StoredBatch, BarrierError> {
+    let mut stored = StoredBatch {
+        request_id,
+        ..StoredBatch::default()
+    };
+    for (path, expect) in batch.checks {
+        stored.checks.push((barrier.key(&path)?, expect));
+    }
+    for (path, value, layer) in batch.puts {
+        let ciphertext = barrier.seal(&path, &value)?;
+        let ciphertext = match layer {
+            Layer::Barrier => ciphertext,
+            Layer::SealWrapped => wrap.wrap(&path, &ciphertext).await?,
+        };
+        stored
+            .puts
+            .push((barrier.key(&path)?, Bytes::from(ciphertext)));
+    }
+    for path in batch.deletes {
+        stored.deletes.push(barrier.key(&path)?);
+    }
+    stored.deletes.extend(batch.stored_deletes);
+    Ok(stored)
+}
