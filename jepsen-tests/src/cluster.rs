@@ -325,6 +325,18 @@ impl Cluster {
         node.token.restore_from(&golden);
     }
 
+    /// SIGKILL. The node's copy of the HSM stays as it is, with a key that its init has made, unless it was destroyed.
+    pub fn kill9_keep_token(&mut self, number: usize) {
+        let golden = self.golden.clone();
+        let node = self.node_mut(number);
+        if let Some(process) = node.process.take() {
+            process.kill();
+        }
+        if node.token.is_destroyed() {
+            node.token.restore_from(&golden);
+        }
+    }
+
     /// SIGTERM, and waits until the node has stopped.
     pub fn terminate(&mut self, number: usize) -> ExitStatus {
         let process = self

@@ -175,6 +175,12 @@ impl Token {
         copy_dir(&golden.objects(), &self.objects());
     }
 
+    /// Whether a kill at the wrong moment has emptied one of the token's files.
+    #[must_use]
+    pub fn is_destroyed(&self) -> bool {
+        has_empty_file(&self.objects())
+    }
+
     /// The HSM is gone: its directory moves away.
     pub fn take_away(&self) {
         if self.objects().exists() {
@@ -201,6 +207,19 @@ fn copy_dir(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).expect("copying a token");
         }
     }
+}
+
+fn has_empty_file(dir: &Path) -> bool {
+    fs::read_dir(dir).expect("token directory").any(|entry| {
+        let entry = entry.expect("token directory");
+        let data = entry.metadata().expect("size of a file");
+        let object = entry.path().extension().is_some_and(|extension| extension == "object");
+        if data.is_dir() {
+            has_empty_file(&entry.path())
+        } else {
+            object && data.len() == 0
+        }
+    })
 }
 
 #[cfg(test)]

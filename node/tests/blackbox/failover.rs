@@ -1,0 +1,79 @@
+//! Clients behind HAProxy while the leader dies, and while it leaves in order.
+
+use std::time::Duration;
+
+use serde_json::json;
+use strongroom_jepsen_tests::{
+    Client, Cluster,
+    haproxy::Haproxy,
+    history,
+    nemesis::{Fault, Nemesis},
+    workload::Load,
+};
+
+use crate::BINARY;
+
+#[test]
+fn behind_haproxy() {
+    let mut cluster = Cluster::initialized(3, BINARY);
+    assert_eq!(
+        cluster
+            .client(1)
+            .put("sys/mounts/kv", &json!({"type": "kv"}))
+            .status,
+        204
+    );
+    let mut haproxy = Haproxy::start(&cluster);
+    let clients: Vec<Client> = (0..6).map(|_| haproxy.client(&cluster)).collect();
+    let paths: Vec<String> = (0..10).map(|n| format!("kv/register-{n}")).collect();
+
+    for (how, kill) in [
+        ("kill -9 of the leader", true),
+        ("SIGTERM of the leader", false),
+    ] {
+        let load = Load::start(
+            clients.clone(),
+            paths.iter().map(|path| format!("{path}-{kill}")).collect(),
+            Duration::from_millis(10),
+        );
+        let mut nemesis = Nemesis::new(0);
+        nemesis.rest(1000..1100);
+        if kill {
+            nemesis.inflict(&mut cluster, Fault::KillLeader);
+        } else {
+            let leader = cluster.leader();
+            assert!(cluster.terminate(leader).success());
+            nemesis.rest(1000..1100);
+            cluster.start_node(leader);
+            cluster.wait_all();
+        }
+        nemesis.rest(1000..1100);
+        let mut finished = load.stop();
+        finished.look_at_everything(&[
+            haproxy.client(&cluster),
+            cluster.client(1),
+            cluster.client(2),
+            cluster.client(3),
+        ]);
+        let history = finished.history;
+        println!(
+            "{how}: {:?}, longest time without an acknowledged write {:?}",
+            history.counts,
+            history.longest_gap()
+        );
+        assert!(history.counts.writes > 100, "{:?}", history.counts);
+        assert!(
+            history.longest_gap() < Duration::from_secs(15),
+            "writes went on only after {:?}",
+            history.longest_gap()
+        );
+        let found = history::violations(&history.ops);
+        assert!(
+            found.is_empty(),
+            "{} violations, the first: {:#?}",
+            found.len(),
+            found[0]
+        );
+    }
+    assert!(haproxy.runs());
+}

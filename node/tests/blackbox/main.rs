@@ -1,0 +1,28 @@
+//! The real binary, three times on loopback with a software HSM each, seen from outside: by HTTP, by the command lines
+//! `strongroom` and `bao`, by hvac, and by whoever steals the disks.
+//!
+//! One module per theme. Every test that needs a cluster starts its own; the harness lets one run at a time.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
+
+mod at_rest;
+mod bad_input;
+mod configuration;
+mod crash;
+mod failover;
+mod forwarding;
+mod health;
+mod hsm;
+mod hvac;
+mod init;
+mod join;
+mod misconfigured;
+mod walkthrough;
+
+/// The binary under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_strongroom");
