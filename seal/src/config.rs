@@ -320,7 +320,8 @@ mod tests {
     fn what_cannot_be_right_is_refused() {
         let good = sample();
         assert!(good.check().is_ok());
-        let changes: [(&str, fn(&mut SealConfig)); 13] = [
+        type Change = fn(&mut SealConfig);
+        let changes: [(&str, Change); 13] = [
             ("no key", |c| c.keys.clear()),
             ("threshold 0", |c| c.recovery.threshold = 0),
             ("threshold above", |c| c.recovery.threshold = 6),

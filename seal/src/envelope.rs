@@ -324,10 +324,6 @@ fn take_iv(suite: Suite, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(len))
 }
 
-#[expect(
-    clippy::type_complexity,
-    reason = "a MAC that may be there, and the rest"
-)]
 fn take_mac(suite: Suite, bytes: &[u8]) -> Option<(Option<&[u8; MAC_LEN]>, &[u8])> {
     if suite.has_mac() {
         let (mac, rest) = bytes.split_first_chunk::<MAC_LEN>()?;

@@ -434,7 +434,8 @@ mod tests {
     #[test]
     fn bad_content_is_refused() {
         let (_, keyring, _) = sample();
-        let changes: [(&str, fn(&mut Message)); 7] = [
+        type Change = fn(&mut Message);
+        let changes: [(&str, Change); 7] = [
             ("format", |m| m.format = 2),
             ("no keys", |m| m.keys.clear()),
             ("order", |m| m.keys.reverse()),

@@ -61,7 +61,7 @@ pub fn split(
     let mapped = Zeroizing::new(
         secret
             .iter()
-            .map(|y| field.from_vault(*y))
+            .map(|y| field.mapped_in(*y))
             .collect::<Vec<_>>(),
     );
     // All 255 points are computed and a random choice is kept, so that x is random as in Vault.
@@ -72,7 +72,7 @@ pub fn split(
         .map(|share| {
             let mut bytes = Zeroizing::new(Vec::<u8>::from(share));
             for byte in bytes.iter_mut() {
-                *byte = field.to_vault(*byte);
+                *byte = field.mapped_out(*byte);
             }
             // blahaj puts x first, Vault last.
             bytes.rotate_left(1);
@@ -115,8 +115,8 @@ pub fn combine<S: AsRef<[u8]>>(shares: &[S], threshold: u8) -> Result<SecretByte
             _ => return Err(ShareError::Duplicate),
         }
         let mut point = Zeroizing::new(Vec::with_capacity(len));
-        point.push(field.from_vault(x));
-        point.extend(y.iter().map(|y| field.from_vault(*y)));
+        point.push(field.mapped_in(x));
+        point.extend(y.iter().map(|y| field.mapped_in(*y)));
         points.push(Share::try_from(point.as_slice()).map_err(|_| ShareError::Malformed)?);
     }
     let mut secret = Sharks(threshold)
@@ -124,7 +124,7 @@ pub fn combine<S: AsRef<[u8]>>(shares: &[S], threshold: u8) -> Result<SecretByte
         .map(Zeroizing::new)
         .map_err(|_| ShareError::Malformed)?;
     for byte in secret.iter_mut() {
-        *byte = field.to_vault(*byte);
+        *byte = field.mapped_out(*byte);
     }
     Ok(secret.into())
 }
@@ -170,12 +170,12 @@ impl Field {
     }
 
     #[expect(clippy::indexing_slicing, reason = "a u8 indexes 256 entries")]
-    fn to_vault(&self, byte: u8) -> u8 {
+    fn mapped_out(&self, byte: u8) -> u8 {
         self.to_vault[usize::from(byte)]
     }
 
     #[expect(clippy::indexing_slicing, reason = "a u8 indexes 256 entries")]
-    fn from_vault(&self, byte: u8) -> u8 {
+    fn mapped_in(&self, byte: u8) -> u8 {
         self.from_vault[usize::from(byte)]
     }
 }
@@ -253,11 +253,11 @@ mod tests {
     fn the_map_is_an_isomorphism() {
         let field = Field::new();
         for a in 0..=255_u8 {
-            assert_eq!(field.from_vault(field.to_vault(a)), a);
+            assert_eq!(field.mapped_in(field.mapped_out(a)), a);
             for b in 0..=255_u8 {
-                let (fa, fb) = (field.to_vault(a), field.to_vault(b));
-                assert_eq!(field.to_vault(a ^ b), fa ^ fb, "sum of {a} and {b}");
-                let product = field.to_vault(multiply(a, b, 0x1d));
+                let (fa, fb) = (field.mapped_out(a), field.mapped_out(b));
+                assert_eq!(field.mapped_out(a ^ b), fa ^ fb, "sum of {a} and {b}");
+                let product = field.mapped_out(multiply(a, b, 0x1d));
                 assert_eq!(product, multiply(fa, fb, 0x1b), "product of {a} and {b}");
             }
         }

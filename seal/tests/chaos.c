@@ -6,6 +6,7 @@
  *                 "rv 0x30 C_Encrypt 2"   the next 2 calls of C_Encrypt answer 0x30 (no count: all calls)
  *                 "hang C_Encrypt"        calls do not return until the order changes
  *                 "delay 50 C_Encrypt"    calls take 50 ms longer
+ *                 "sessions 3"            the token has 3 sessions, says so and refuses more
  *                 "cut"                   every call answers CKR_DEVICE_ERROR; afterwards old sessions stay dead
  * CHAOS_LOG     file that gets one line per call: the function's name
  *
@@ -60,6 +61,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char last_order[256];
 static long calls_left;
 static int dead;
+static long open_sessions;
 
 static void read_order(char *order, size_t size) {
   const char *path = getenv("CHAOS_CTL");
@@ -79,6 +81,8 @@ static void record(int at) {
   close(file);
 }
 
+static long session_limit(void);
+
 /* Whether the call is answered here; `answer` is then what with. */
 static int disturb(int at, word *answer) {
   char order[256], name[64] = "";
@@ -96,6 +100,10 @@ static int disturb(int at, word *answer) {
     *answer = 0x30;
     return at != AT_C_Finalize;
   }
+  if (at == AT_C_OpenSession && session_limit() && open_sessions >= session_limit()) {
+    *answer = 0xB1;
+    return 1;
+  }
   if (sscanf(order, "rv %li %63s", (long *)&code, name) == 2 && !strcmp(name, names[at])) {
     pthread_mutex_lock(&lock);
     int now = calls_left != 0;
@@ -112,13 +120,34 @@ static int disturb(int at, word *answer) {
   return 0;
 }
 
+/* The limit on sessions in force, 0 for none. */
+static long session_limit(void) {
+  char order[256];
+  long limit = 0;
+  read_order(order, sizeof order);
+  return sscanf(order, "sessions %ld", &limit) == 1 ? limit : 0;
+}
+
+/* After a call that succeeded; `b` is its second parameter. */
+static void account(int at, word b) {
+  long limit = session_limit();
+  if (at == AT_C_Initialize) dead = 0;
+  pthread_mutex_lock(&lock);
+  if (at == AT_C_Initialize) open_sessions = 0;
+  if (at == AT_C_OpenSession) open_sessions++;
+  if (at == AT_C_CloseSession) open_sessions--;
+  pthread_mutex_unlock(&lock);
+  /* ulMaxSessionCount lies behind four texts (96 bytes) and the flags. */
+  if (at == AT_C_GetTokenInfo && limit) *(word *)(b + 96 + sizeof(word)) = limit;
+}
+
 #define X(name)                                                                                          \
   static word wrapped_##name(word a, word b, word c, word d, word e, word f, word g, word h) {            \
     word answer;                                                                                          \
     record(AT_##name);                                                                                    \
     if (disturb(AT_##name, &answer)) return answer;                                                       \
     answer = real->entries[AT_##name](a, b, c, d, e, f, g, h);                                            \
-    if (AT_##name == AT_C_Initialize && answer == 0) dead = 0;                                            \
+    if (answer == 0) account(AT_##name, b);                                                               \
     return answer;                                                                                        \
   }
 FUNCTIONS(X)

@@ -436,6 +436,71 @@ fn a_lost_login_is_renewed() {
     });
 }
 
+/// A token with three sessions: the login's, one call's, one check's.
+#[test]
+fn few_sessions_are_enough() {
+    isolated("few_sessions_are_enough", |token| {
+        token.order("sessions 3");
+        block_on(async {
+            let config = HsmConfig {
+                max_parallel: 8,
+                ..token.chaos_config()
+            };
+            let (hsm, _, blob) = opened(config).await;
+            let initialized = token.calls("C_Initialize");
+            let calls: Vec<_> = (0..50)
+                .map(|_| {
+                    let (hsm, blob) = (hsm.clone(), blob.clone());
+                    tokio::spawn(async move { assert_opens(&hsm, &blob).await })
+                })
+                .collect();
+            for call in calls {
+                call.await.unwrap();
+            }
+            // Also while the canary has to decide.
+            let mut bad = blob.clone();
+            *bad.last_mut().unwrap() ^= 1;
+            let error = hsm.unwrap_core("core/x", &bad).await.unwrap_err();
+            assert_eq!(error, HsmError::Rejected);
+            assert_eq!(token.calls("C_Initialize"), initialized, "no reconnect");
+        });
+    });
+}
+
+/// Before any key is known there is no canary, and still an outage is noticed and got over.
+#[test]
+fn an_outage_before_init_is_noticed() {
+    isolated("an_outage_before_init_is_noticed", |token| {
+        block_on(async {
+            let hsm = Hsm::start(token.config()).unwrap();
+            hsm.connected().await;
+            let away = token.dir.join("away");
+            fs::rename(token.tokens(), &away).unwrap();
+            let error = hsm.plan_key().await.unwrap_err();
+            assert!(matches!(error, HsmError::Unavailable { .. }), "{error}");
+            until(&hsm, "the outage", is_down).await;
+            fs::rename(&away, token.tokens()).unwrap();
+            establish(&hsm).await.unwrap();
+        });
+    });
+}
+
+/// No text that may reach a log or a client holds the PIN.
+#[test]
+fn the_pin_is_in_no_text() {
+    isolated("the_pin_is_in_no_text", |token| {
+        let config = token.config();
+        assert!(!format!("{config:?}").contains(PIN));
+        block_on(async {
+            let hsm = Hsm::start(config).unwrap();
+            let config = establish(&hsm).await.unwrap();
+            assert!(!format!("{hsm:?} {config:?}").contains(PIN));
+            let guard = fs::read_to_string(token.guard()).unwrap();
+            assert!(!guard.contains(PIN));
+        });
+    });
+}
+
 fn impatient(token: &Token) -> HsmConfig {
     HsmConfig {
         call_deadline: Duration::from_millis(300),
@@ -506,14 +571,13 @@ fn too_many_callers_are_told_so() {
                     tokio::spawn(async move { hsm.unwrap_core("core/x", &blob).await })
                 })
                 .collect();
-            let (mut overloaded, mut late) = (0, 0);
+            let (mut overloaded, mut late) = (0_usize, 0_usize);
             for call in calls {
-                match call.await.unwrap().unwrap_err() {
-                    HsmError::Overloaded => overloaded += 1,
-                    HsmError::Timeout => late += 1,
-                    error => panic!("{error}"),
-                }
+                let error = call.await.unwrap().unwrap_err();
+                overloaded += usize::from(error == HsmError::Overloaded);
+                late += usize::from(error == HsmError::Timeout);
             }
+            assert_eq!(overloaded + late, 400);
             assert!(overloaded > 100 && late > 200, "{overloaded} {late}");
             let before = token.calls("C_DecryptInit");
             token.order("");

@@ -10,8 +10,8 @@ mod common;
 
 use common::{Token, block_on, copy_dir, establish, isolated, seal_config};
 use strongroom_seal::{
-    config::{KeyOrigin, KeyState, SealConfig},
-    hsm::{Health, Hsm, HsmError, Mechanism},
+    config::{KeyOrigin, KeyState, SealConfig, SealKey},
+    hsm::{Health, Hsm, HsmConfig, HsmError, Mechanism, OaepHash},
     inspect::{ValueLayer, describe},
     wrap::{SealWrapper, is_wrapped},
 };
@@ -250,6 +250,106 @@ fn the_canary_decides_not_the_id() {
             config = seal_config(key);
             hsm.open(&config).await.unwrap();
             round_trip(&hsm).await;
+        });
+    });
+}
+
+/// SoftHSM may never show a key that another process has made, until C_Finalize and C_Initialize: opening does that.
+#[test]
+fn a_key_made_by_another_process_is_found() {
+    isolated("a_key_made_by_another_process_is_found", |token| {
+        block_on(async {
+            let hsm = Hsm::start(token.chaos_config()).unwrap();
+            hsm.connected().await;
+            let file = token.dir.join("config.json");
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .env("STRONGROOM_SEAL_TEST_OUTPUT", &file)
+                .args(["another_process", "--exact"])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let config = SealConfig::from_json(&std::fs::read(&file).unwrap()).unwrap();
+            hsm.open(&config).await.unwrap();
+            round_trip(&hsm).await;
+        });
+    });
+}
+
+/// The other process of the test above; does nothing by itself.
+#[test]
+fn another_process() {
+    let Some(file) = std::env::var_os("STRONGROOM_SEAL_TEST_OUTPUT") else {
+        return;
+    };
+    let token = Token::at(std::path::Path::new(&file).parent().unwrap());
+    block_on(async {
+        let hsm = Hsm::start(token.config()).unwrap();
+        let config = establish(&hsm).await.unwrap();
+        std::fs::write(&file, config.to_json().unwrap()).unwrap();
+    });
+}
+
+/// A key that turned up under the label after the intent was recorded is not taken for the one to be made.
+#[test]
+fn a_key_that_turned_up_during_init_is_not_taken() {
+    isolated("a_key_that_turned_up_during_init_is_not_taken", |token| {
+        block_on(async {
+            let hsm = Hsm::start(token.config()).unwrap();
+            hsm.connected().await;
+            let intent = hsm.plan_key().await.unwrap();
+            hsm.shutdown().await;
+            token.make_aes("seal", "77");
+            let hsm = Hsm::start(token.config()).unwrap();
+            hsm.connected().await;
+            let error = hsm.establish_key(&intent).await.unwrap_err();
+            assert!(error.to_string().contains("id 77"), "{error}");
+        });
+    });
+}
+
+#[test]
+fn an_unfinished_init_must_be_finished_as_it_began() {
+    isolated("an_unfinished_init_must_be_finished_as_it_began", |token| {
+        block_on(async {
+            let hsm = Hsm::start(token.config()).unwrap();
+            hsm.connected().await;
+            let intent = hsm.plan_key().await.unwrap();
+            for change in [
+                |k: &mut SealKey| k.label = "other".to_owned(),
+                |k: &mut SealKey| k.version = 0,
+                |k: &mut SealKey| k.cka_id = "x".to_owned(),
+            ] {
+                let mut bad = intent.clone();
+                change(&mut bad);
+                let error = hsm.establish_key(&bad).await.unwrap_err();
+                assert!(matches!(error, HsmError::Misconfigured { .. }), "{error}");
+            }
+            hsm.establish_key(&intent).await.unwrap();
+        });
+    });
+}
+
+/// SoftHSM takes only SHA-1: the message says which setting to change, and the init goes on with it changed.
+#[test]
+fn an_oaep_hash_that_is_not_known_can_be_corrected() {
+    isolated("an_oaep_hash_that_is_not_known_can_be_corrected", |token| {
+        block_on(async {
+            let with = |hash| HsmConfig {
+                mechanism: Some(Mechanism::RsaOaep),
+                rsa_oaep_hash: hash,
+                ..token.config()
+            };
+            let hsm = Hsm::start(with(OaepHash::Sha256)).unwrap();
+            hsm.connected().await;
+            let intent = hsm.plan_key().await.unwrap();
+            let error = hsm.establish_key(&intent).await.unwrap_err();
+            assert!(error.to_string().contains("rsa_oaep_hash"), "{error}");
+            hsm.shutdown().await;
+            let hsm = Hsm::start(with(OaepHash::Sha1)).unwrap();
+            hsm.connected().await;
+            let key = hsm.establish_key(&intent).await.unwrap();
+            assert_eq!(key.oaep_hash, Some(OaepHash::Sha1));
+            hsm.open(&seal_config(key)).await.unwrap();
         });
     });
 }

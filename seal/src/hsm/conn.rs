@@ -39,8 +39,10 @@ pub(super) struct Conn {
     pub(super) pkcs11: Pkcs11,
     pub(super) slot: Slot,
     pub(super) force_rw: bool,
-    /// Held during each call if the module cannot lock by itself.
+    /// Held during each call if the module cannot lock by itself, or the token has few sessions.
     pub(super) serial: Option<Mutex<()>>,
+    /// Whether sessions must be given back after each call.
+    pub(super) few_sessions: bool,
     pub(super) keys: Vec<Resolved>,
 }
 
@@ -114,7 +116,16 @@ pub(super) fn load(lib: &Path) -> Result<Pkcs11, HsmError> {
             Pkcs11Error::LibraryLoading(why) => {
                 format!("{shown} cannot be loaded as a PKCS#11 module: {why}")
             }
-            _ => format!(
+            Pkcs11Error::Pkcs11(..)
+            | Pkcs11Error::NotSupported
+            | Pkcs11Error::TryFromInt(_)
+            | Pkcs11Error::TryFromSlice(_)
+            | Pkcs11Error::ParseInt(_)
+            | Pkcs11Error::Utf8(_)
+            | Pkcs11Error::NulError(_)
+            | Pkcs11Error::NullFunctionPointer
+            | Pkcs11Error::InvalidValue
+            | Pkcs11Error::PinNotSet => format!(
                 "{shown} does not start as a PKCS#11 module: {}",
                 brief(&error)
             ),

@@ -14,7 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cryptoki::{context::Pkcs11, session::Session};
+use cryptoki::{
+    context::Pkcs11,
+    session::Session,
+    slot::{Limit, TokenInfo},
+};
 
 use super::{
     conn::{self, Conn, Locking, to_error, unavailable},
@@ -87,11 +91,11 @@ impl Connector {
                     self.end(inbox);
                     return;
                 }
-                (false, Some(broken)) => {
+                (false, Some(broken)) if broken.generation == self.generation => {
                     self.refuse_orders(inbox.orders);
                     matches!(self.reconnect(Some(broken)), Woken::Stop)
                 }
-                (false, None) => self
+                (false, _) => self
                     .carry_out(inbox.orders)
                     .is_some_and(|woken| matches!(woken, Woken::Stop)),
             };
@@ -248,16 +252,24 @@ impl Connector {
     }
 
     fn connection(&self, module: &Pkcs11) -> Result<Conn, HsmError> {
-        let (slot, _) = conn::find_slot(module, &self.shared.config)?;
+        let (slot, info) = conn::find_slot(module, &self.shared.config)?;
+        let few_sessions = info.is_some_and(|info| self.has_few_sessions(&info));
         Ok(Conn {
             generation: self.generation + 1,
             epoch: self.epoch,
             pkcs11: module.clone(),
             slot,
             force_rw: self.shared.config.force_rw_session,
-            serial: (self.locking == Locking::Ours).then(Mutex::default),
+            serial: (few_sessions || self.locking == Locking::Ours).then(Mutex::default),
+            few_sessions,
             keys: Vec::new(),
         })
+    }
+
+    /// Whether the token has no session for every worker beside the login and a check.
+    fn has_few_sessions(&self, info: &TokenInfo) -> bool {
+        let wanted = self.shared.config.threads() as u64 + 2;
+        matches!(info.max_session_count(), Limit::Max(most) if most < wanted)
     }
 
     fn admit(&mut self, conn: Conn) {
@@ -272,9 +284,7 @@ impl Connector {
         let patience = self.shared.config.call_deadline.saturating_mul(2);
         if !self.shared.gate.drained(patience) {
             self.shared.set_health(Health::Stuck);
-            return Err(unavailable(
-                "a call into the PKCS#11 module does not return, so it cannot be started over",
-            ));
+            return Err(HsmError::Timeout);
         }
         // Its context ends with it.
         self.login = None;
@@ -379,7 +389,9 @@ impl Connector {
     /// Asks an idle or stuck HSM whether it is well; the answer is dealt with like any other call's.
     fn probe(&self) {
         let stuck = matches!(self.shared.health(), Health::Stuck);
-        if self.shared.gate.current().is_none() || (self.shared.idle() < PROBE_AFTER && !stuck) {
+        let due = self.shared.idle() >= PROBE_AFTER || stuck;
+        // A job that waits asks the same question.
+        if !due || self.shared.gate.current().is_none() || !self.shared.jobs.is_empty() {
             return;
         }
         let Some(sender) = self.sender.upgrade() else {
@@ -469,12 +481,13 @@ fn health_of(error: HsmError, since: Instant) -> Health {
             why: error.to_string(),
         },
         HsmError::Unavailable { why } => Health::Down { since, why },
-        error @ (HsmError::Timeout
-        | HsmError::Overloaded
-        | HsmError::Rejected
-        | HsmError::KeyUnknown { .. }) => Health::Down {
-            since,
-            why: error.to_string(),
-        },
+        // A call that does not return keeps the context from being ended.
+        HsmError::Timeout => Health::Stuck,
+        error @ (HsmError::Overloaded | HsmError::Rejected | HsmError::KeyUnknown { .. }) => {
+            Health::Down {
+                since,
+                why: error.to_string(),
+            }
+        }
     }
 }

@@ -216,7 +216,16 @@ pub(super) fn brief(error: &Pkcs11Error) -> String {
     match error {
         Pkcs11Error::Pkcs11(rv, function) => format!("{rv:?}@{function:?}"),
         Pkcs11Error::LibraryLoading(error) => error.to_string(),
-        other => format!("{other:?}"),
+        Pkcs11Error::NotSupported
+        | Pkcs11Error::TryFromInt(_)
+        | Pkcs11Error::TryFromSlice(_)
+        | Pkcs11Error::ParseInt(_)
+        | Pkcs11Error::Utf8(_)
+        | Pkcs11Error::NulError(_)
+        | Pkcs11Error::NullFunctionPointer
+        | Pkcs11Error::MissingSymbol(_)
+        | Pkcs11Error::InvalidValue
+        | Pkcs11Error::PinNotSet => format!("{error:?}"),
     }
 }
 

@@ -20,7 +20,8 @@ use super::{
     HsmConfig, Mechanism,
     conn::Conn,
     crypto::{self, KeyHandles},
-    error::{Class, Fault, HsmError, class},
+    error::{Class, Fault, HsmError, brief, class},
+    worker,
 };
 use crate::{
     config::{KeyOrigin, KeyState, SealConfig, SealKey},
@@ -131,6 +132,8 @@ fn misconfigured(why: String) -> Fault {
 
 /// Looks under the configured label and decides which key a new cluster will use; see [`super::Hsm::plan_key`].
 pub(super) fn plan(session: &Session, conn: &Conn, config: &HsmConfig) -> Result<SealKey, Fault> {
+    // A token that has just gone away may answer "no such key" to a search.
+    worker::check(conn)?;
     let label = config.key_label.as_str();
     let id = config.key_id.as_deref().unwrap_or_default();
     let aes = find(session, Kind::Aes, label, id)?;
@@ -248,6 +251,8 @@ pub(super) fn establish(
     config: &HsmConfig,
     intent: &SealKey,
 ) -> Result<SealKey, Fault> {
+    let intent = &current_intent(config, intent)?;
+    refuse_strangers(session, intent)?;
     let handles = match locate(session, intent, &[])? {
         Located::One(handles) => handles,
         Located::Nothing { key, hmac } => {
@@ -276,8 +281,63 @@ pub(super) fn establish(
         }
     };
     check_attributes(session, intent, &handles)?;
-    crypto::self_test(session, &handles)?;
+    crypto::self_test(session, &handles).map_err(|fault| with_hint(fault, intent))?;
     make_canary(session, intent, &handles)
+}
+
+/// An intent of an earlier try must be what the configuration still says; the hash may change, it makes no other key.
+fn current_intent(config: &HsmConfig, intent: &SealKey) -> Result<SealKey, Fault> {
+    let same_mechanism = config.mechanism.is_none_or(|m| m == intent.mechanism);
+    if intent.label != config.key_label || !same_mechanism {
+        return Err(misconfigured(format!(
+            "an initialization that was not finished has chosen key_label `{}` and {}; set the configuration back to \
+             that, or start over with an empty data directory",
+            intent.label,
+            intent.mechanism.name()
+        )));
+    }
+    Ok(SealKey {
+        oaep_hash: intent.oaep_hash.and(Some(config.rsa_oaep_hash)),
+        ..intent.clone()
+    })
+}
+
+/// Without a canary yet, an object under the label is the intent's only if it has its id.
+fn refuse_strangers(session: &Session, intent: &SealKey) -> Result<(), Fault> {
+    let kind = if intent.mechanism == Mechanism::RsaOaep {
+        Kind::RsaPrivate
+    } else {
+        Kind::Aes
+    };
+    let id = intent.id_bytes()?;
+    let found = find(session, kind, &intent.label, &[])?;
+    if let Some(stranger) = found.iter().find(|found| found.id != id) {
+        if found.len() > 1 {
+            return Err(duplicate(&intent.label, found.len()));
+        }
+        return Err(misconfigured(format!(
+            "the initialization has chosen the key labelled `{}` with id {}, but the HSM's has id {}; to adopt that one, \
+             start over with an empty data directory",
+            intent.label,
+            intent.cka_id,
+            hex::encode(&stranger.id)
+        )));
+    }
+    Ok(())
+}
+
+fn with_hint(fault: Fault, key: &SealKey) -> Fault {
+    match fault {
+        Fault::Module(error)
+            if class(&error) == Class::Config && key.mechanism == Mechanism::RsaOaep =>
+        {
+            misconfigured(format!(
+                "the token does not take RSA-OAEP with this hash ({}); set rsa_oaep_hash to one it knows",
+                brief(&error)
+            ))
+        }
+        fault @ (Fault::Module(_) | Fault::Final(_)) => fault,
+    }
 }
 
 enum Located {

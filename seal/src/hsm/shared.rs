@@ -18,7 +18,6 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     HsmConfig,
-    conn::Conn,
     error::{Health, HsmError},
     gate::Gate,
     worker::Job,
@@ -50,6 +49,8 @@ pub(super) struct Inbox {
 /// What a worker found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Broken {
+    /// Of the connection it was seen on.
+    pub(super) generation: u64,
     /// Whether logging in again on the same context may do.
     pub(super) soft: bool,
     /// Whether the HSM has dropped the login.
@@ -152,11 +153,11 @@ impl Shared {
         })
     }
 
-    /// A worker has found `conn` broken: refuse calls and have it remade.
-    pub(super) fn report(&self, conn: &Conn, broken: Broken, why: &str) {
+    /// A worker has found its connection broken: refuse calls and have it remade.
+    pub(super) fn report(&self, broken: Broken, why: &str) {
         let mut inbox = lock(&self.inbox);
         let current = self.gate.current().map(|conn| conn.generation);
-        if current != Some(conn.generation) {
+        if current != Some(broken.generation) {
             return;
         }
         self.gate.close(false);

@@ -124,20 +124,30 @@ impl Worker {
                 continue;
             };
             shared.call_begins(self.seat, job.limit);
-            let outcome = {
-                let _serial = pass.conn.lock();
-                self.carry_out(&pass.conn, &mut job)
-            };
-            let given_up = shared.call_ended(self.seat);
-            if given_up {
-                self.discard();
-            }
+            let (outcome, given_up) = self.inside(&pass.conn, &mut job);
             drop(pass);
             job.run.finish(outcome);
             if given_up {
                 return;
             }
         }
+    }
+
+    /// Carries the job out; also says whether this worker was given up meanwhile.
+    fn inside(&mut self, conn: &Conn, job: &mut Job) -> (Result<(), HsmError>, bool) {
+        let serial = conn.lock();
+        let outcome = if job.deadline <= Instant::now() {
+            // It has waited for its turn too long.
+            Err(HsmError::Timeout)
+        } else {
+            self.carry_out(conn, job)
+        };
+        let given_up = self.shared.call_ended(self.seat);
+        if given_up || conn.few_sessions {
+            self.discard();
+        }
+        drop(serial);
+        (outcome, given_up)
     }
 
     fn carry_out(&mut self, conn: &Conn, job: &mut Job) -> Result<(), HsmError> {
@@ -177,6 +187,10 @@ impl Worker {
             Class::Ambiguous | Class::Config | Class::Data => match check(conn) {
                 Err(fault) => self.broken(conn, &fault, false),
                 Ok(()) if first && class == Class::Ambiguous => Next::Again,
+                // Without a key there is no canary, and a session alone proves little.
+                Ok(()) if class == Class::Ambiguous && conn.keys.is_empty() => {
+                    self.broken(conn, &Fault::Module(error), false)
+                }
                 Ok(()) if job.opens && class == Class::Ambiguous => {
                     self.shared.succeeded();
                     Next::Fail(HsmError::Rejected)
@@ -199,7 +213,13 @@ impl Worker {
             Fault::Module(error) => (brief(error), class(error) == Class::Login),
             Fault::Final(error) => (error.to_string(), false),
         };
-        self.shared.report(conn, Broken { soft, login }, &why);
+        let generation = conn.generation;
+        let broken = Broken {
+            generation,
+            soft,
+            login,
+        };
+        self.shared.report(broken, &why);
         Next::Fail(unavailable(why))
     }
 
@@ -244,7 +264,11 @@ pub(super) fn check(conn: &Conn) -> Result<(), Fault> {
         Some(_) => Ok(()),
         None => {
             session.get_session_info()?;
-            Ok(())
+            match conn.pkcs11.get_token_info(conn.slot) {
+                Err(error @ Pkcs11Error::Pkcs11(..)) => Err(error.into()),
+                // What does not parse was at least answered.
+                Ok(_) | Err(_) => Ok(()),
+            }
         }
     }
 }
