@@ -40,6 +40,9 @@ pub(crate) enum ClientError {
     /// The address cannot be used.
     #[error("{0:?} is not a valid http:// or https:// address")]
     Address(String),
+    /// The token holds characters that no header may hold.
+    #[error("the token holds characters that cannot be sent")]
+    Token,
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -135,6 +138,11 @@ impl Client {
             settings,
             connector: None,
         }
+    }
+
+    /// How often a request is sent again from now on.
+    pub(crate) fn set_retries(&mut self, max_retries: u32) {
+        self.settings.max_retries = max_retries;
     }
 
     /// Sends a request; follows redirects, and repeats what may be repeated.

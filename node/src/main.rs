@@ -9,7 +9,23 @@
     )
 )]
 
+mod cli;
 mod client;
+mod clock;
 mod config;
+mod inspect;
+mod server;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Both of our users of TLS, client and server, take the process's default provider. It fails only if there is one.
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        eprintln!("the cryptography provider was set twice");
+        return ExitCode::FAILURE;
+    }
+    cli::main()
+}

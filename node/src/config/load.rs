@@ -35,15 +35,7 @@ pub(crate) struct Loaded {
 ///
 /// # Errors
 /// Every mistake at once.
-pub(crate) fn load(paths: &[PathBuf]) -> Result<Loaded, ConfigError> {
-    load_with(paths, &Environment::process())
-}
-
-/// [`load`] under another environment.
-pub(crate) fn load_with(
-    paths: &[PathBuf],
-    environment: &Environment,
-) -> Result<Loaded, ConfigError> {
+pub(crate) fn load(paths: &[PathBuf], environment: &Environment) -> Result<Loaded, ConfigError> {
     let mut report = Report::default();
     let mut merged = Vec::new();
     if paths.is_empty() {

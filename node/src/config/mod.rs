@@ -33,8 +33,8 @@ use zeroize::Zeroizing;
 
 pub(crate) use self::{
     env::Environment,
-    load::{Loaded, load, load_with},
-    report::ConfigError,
+    load::{Loaded, load},
+    report::{ConfigError, Finding},
     values::{parse_bool, parse_duration},
 };
 use crate::client::{TlsError, TlsParameters};

@@ -48,7 +48,7 @@ impl Files {
 fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     let files = Files::new();
     let path = files.write("c.hcl", text);
-    load_with(&[path], &Environment::fixed(variables))
+    load(&[path], &Environment::fixed(variables))
 }
 
 /// Problems without the directory of the file.
@@ -170,7 +170,7 @@ pid_file = "/run/x.pid"
         pin.display()
     );
     let path = files.write("c.hcl", &text);
-    let Loaded { config, warnings } = load_with(&[path], &Environment::fixed(&[])).unwrap();
+    let Loaded { config, warnings } = load(&[path], &Environment::fixed(&[])).unwrap();
     let [first, second] = &config.listeners[..] else {
         panic!("two listeners")
     };
@@ -505,15 +505,15 @@ fn files_and_directories_merge() {
     files.write("30-last.hcl", "cluster_name = \"b\"\n");
     files.write("README.txt", "not read");
     let dir = files.path().to_owned();
-    let config = load_with(&[dir], &Environment::fixed(&[])).unwrap().config;
+    let config = load(&[dir], &Environment::fixed(&[])).unwrap().config;
     assert_eq!(config.cluster_name.as_deref(), Some("b"));
     assert_eq!(config.log_level, LogLevel::Warn);
     assert_eq!(config.listeners.len(), 2);
 
     let empty = tempfile::tempdir().unwrap();
-    let error = load_with(&[empty.path().to_owned()], &Environment::fixed(&[])).unwrap_err();
+    let error = load(&[empty.path().to_owned()], &Environment::fixed(&[])).unwrap_err();
     assert!(error.to_string().contains("holds no *.hcl or *.json file"));
-    let error = load_with(
+    let error = load(
         &[PathBuf::from("/nonexistent/c.hcl")],
         &Environment::fixed(&[]),
     )
@@ -523,7 +523,7 @@ fn files_and_directories_merge() {
             .to_string()
             .starts_with("/nonexistent/c.hcl:1:1: cannot be read")
     );
-    assert!(load_with(&[], &Environment::fixed(&[])).is_err());
+    assert!(load(&[], &Environment::fixed(&[])).is_err());
 }
 
 #[test]
@@ -554,7 +554,7 @@ fn a_name_is_made_up_once() {
         .replace("\"data\"", &format!("{:?}", data.display().to_string()));
     let path = files.write("c.hcl", &text);
     let load_it = || {
-        load_with(&[path.clone()], &Environment::fixed(&[]))
+        load(&[path.clone()], &Environment::fixed(&[]))
             .unwrap()
             .config
             .storage
