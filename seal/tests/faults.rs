@@ -378,14 +378,18 @@ fn injected_errors_recover() {
     });
 }
 
-/// One stray GENERAL_ERROR is neither a damaged blob nor an outage.
+/// One stray GENERAL_ERROR or DEVICE_ERROR is neither a damaged blob nor an outage.
 #[test]
-fn a_stray_general_error_is_not_noticed() {
-    isolated("a_stray_general_error_is_not_noticed", |token| {
+fn a_stray_error_is_not_noticed() {
+    isolated("a_stray_error_is_not_noticed", |token| {
         block_on(async {
             let (hsm, _, blob) = opened(token.chaos_config()).await;
-            for function in ["C_Decrypt", "C_DecryptInit"] {
-                token.order(&format!("rv 0x5 {function} 1"));
+            for order in [
+                "rv 0x5 C_Decrypt 1",
+                "rv 0x5 C_DecryptInit 1",
+                "rv 0x30 C_Decrypt 1",
+            ] {
+                token.order(order);
                 assert_opens(&hsm, &blob).await;
                 assert_eq!(hsm.health(), Health::Ok);
                 token.order("");
@@ -497,6 +501,31 @@ fn the_pin_is_in_no_text() {
             assert!(!format!("{hsm:?} {config:?}").contains(PIN));
             let guard = fs::read_to_string(token.guard()).unwrap();
             assert!(!guard.contains(PIN));
+        });
+    });
+}
+
+/// An HSM that drops the login again and again may count the new ones: they wait.
+#[test]
+fn logins_that_are_lost_too_often_wait() {
+    isolated("logins_that_are_lost_too_often_wait", |token| {
+        block_on(async {
+            let (hsm, _, blob) = opened(token.chaos_config()).await;
+            for round in 0..4 {
+                assert_eq!(hsm.health(), Health::Ok);
+                token.order(&format!("rv 0x101 C_DecryptInit 1 {round}"));
+                assert!(hsm.unwrap_core("core/x", &blob).await.is_err());
+                if round < 3 {
+                    until(&hsm, "the login", is_ok).await;
+                }
+            }
+            let logins = token.calls("C_Login");
+            until(&hsm, "the wait", |h| {
+                h.to_string().contains("again and again")
+            })
+            .await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            assert_eq!(token.calls("C_Login"), logins);
         });
     });
 }

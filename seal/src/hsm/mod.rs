@@ -22,6 +22,7 @@ mod error;
 mod gate;
 pub mod guard;
 mod keys;
+mod make;
 mod mechanism;
 mod shared;
 mod worker;
@@ -194,7 +195,7 @@ impl Hsm {
     pub async fn plan_key(&self) -> Result<SealKey, HsmError> {
         let shared = Arc::clone(&self.shared);
         self.call(1, false, move |conn, session| {
-            keys::plan(session, conn, &shared.config)
+            make::plan(session, conn, &shared.config)
         })
         .await
     }
@@ -210,7 +211,7 @@ impl Hsm {
         intent.check()?;
         let (shared, intent) = (Arc::clone(&self.shared), intent.clone());
         self.call(SLOW, false, move |conn, session| {
-            keys::establish(session, conn, &shared.config, &intent)
+            make::establish(session, conn, &shared.config, &intent)
         })
         .await
     }

@@ -184,27 +184,40 @@ impl Worker {
                 self.shared.succeeded();
                 Next::Fail(HsmError::Rejected)
             }
-            Class::Ambiguous | Class::Config | Class::Data => match check(conn) {
+            // The canary tells whether it is the HSM, or only this operation.
+            Class::Ambiguous | Class::Device | Class::Config | Class::Data => match check(conn) {
                 Err(fault) => self.broken(conn, &fault, false),
-                Ok(()) if first && class == Class::Ambiguous => Next::Again,
-                // Without a key there is no canary, and a session alone proves little.
-                Ok(()) if class == Class::Ambiguous && conn.keys.is_empty() => {
-                    self.broken(conn, &Fault::Module(error), false)
-                }
-                Ok(()) if job.opens && class == Class::Ambiguous => {
-                    self.shared.succeeded();
-                    Next::Fail(HsmError::Rejected)
-                }
-                Ok(()) if class == Class::Config => {
-                    Next::Fail(super::conn::misconfigured(brief(&error)))
-                }
-                Ok(()) => Next::Fail(unavailable(brief(&error))),
+                Ok(()) => self.well(conn, job, &error, first),
             },
             Class::Session if first => Next::Again,
-            Class::Session | Class::Login | Class::Device | Class::Pin => {
-                let soft = matches!(class, Class::Session | Class::Login);
+            Class::Session | Class::Login | Class::Pin => {
+                let soft = class != Class::Pin;
                 self.broken(conn, &Fault::Module(error), soft)
             }
+        }
+    }
+
+    /// What an error means although the canary opens.
+    fn well(&self, conn: &Conn, job: &Job, error: &Pkcs11Error, first: bool) -> Next {
+        match class(error) {
+            Class::Config => Next::Fail(super::conn::misconfigured(brief(error))),
+            Class::Ambiguous | Class::Device if first => Next::Again,
+            // Without a key there is no canary, and a session alone proves little.
+            Class::Ambiguous | Class::Device if conn.keys.is_empty() => {
+                let why = brief(error);
+                self.report(conn, false, false, &why);
+                Next::Fail(unavailable(why))
+            }
+            Class::Ambiguous if job.opens => {
+                self.shared.succeeded();
+                Next::Fail(HsmError::Rejected)
+            }
+            Class::Ambiguous
+            | Class::Device
+            | Class::Data
+            | Class::Session
+            | Class::Login
+            | Class::Pin => Next::Fail(unavailable(brief(error))),
         }
     }
 
@@ -213,14 +226,18 @@ impl Worker {
             Fault::Module(error) => (brief(error), class(error) == Class::Login),
             Fault::Final(error) => (error.to_string(), false),
         };
+        self.report(conn, soft, login, &why);
+        Next::Fail(unavailable(why))
+    }
+
+    fn report(&self, conn: &Conn, soft: bool, login: bool, why: &str) {
         let generation = conn.generation;
         let broken = Broken {
             generation,
             soft,
             login,
         };
-        self.shared.report(broken, &why);
-        Next::Fail(unavailable(why))
+        self.shared.report(broken, why);
     }
 
     /// The worker's session in `conn`'s context.
