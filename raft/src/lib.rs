@@ -19,6 +19,8 @@
 )]
 
 mod command;
+#[cfg(test)]
+mod conformance;
 mod error;
 mod identity;
 mod keys;

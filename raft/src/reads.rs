@@ -132,11 +132,11 @@ mod tests {
         assert_eq!(probes.load(Ordering::SeqCst), 2);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_probe_that_hangs_is_given_up() {
         let batcher = ReadBatcher::spawn(
             std::future::pending::<Answer>,
-            Duration::from_secs(1),
+            Duration::from_millis(50),
             &TaskTracker::new(),
             CancellationToken::new(),
         );

@@ -68,6 +68,8 @@ struct Writer {
     vote: Option<Vote>,
     purged: Option<LogId>,
     last: Option<LogId>,
+    /// Index of the first entry there is or may be. openraft's log starts at 0; its storage suite starts elsewhere.
+    first: u64,
     batches: u64,
     scanned: u64,
     tail: Tail,
@@ -258,7 +260,10 @@ impl LogStore {
             }
             Ok(())
         })?;
-        if let Some(last) = entries.last() {
+        if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
+            if writer.last == writer.purged {
+                writer.first = first.log_id.index;
+            }
             writer.last = Some(last.log_id);
             writer.pending.push_back((last.log_id.index, number));
         }
@@ -349,6 +354,7 @@ impl LogStore {
             Ok(())
         })?;
         writer.purged = Some(upto);
+        writer.first = upto.index + 1;
         if writer.last.is_none_or(|last| last.index <= upto.index) {
             writer.last = Some(upto);
         }
@@ -368,7 +374,7 @@ impl LogStore {
     ) -> io::Result<Vec<Entry>> {
         let (db, start, end) = {
             let writer = lock(&self.0.writer);
-            let start = start.max(writer.purged.map_or(0, |id| id.index + 1));
+            let start = start.max(writer.first);
             let end = end.min(writer.last.map_or(0, |id| id.index + 1));
             if start >= end {
                 return Ok(Vec::new());
@@ -429,6 +435,7 @@ impl Writer {
             vote: found.vote,
             purged: found.purged,
             last: found.last,
+            first: found.purged.map_or(0, |id| id.index + 1),
             batches: found.batches,
             scanned: 0,
             tail: Tail::default(),

@@ -1,0 +1,260 @@
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
+
+use super::*;
+use crate::types::{Encoded, LeaderId, log_id};
+
+const TERM: u64 = 3;
+
+fn identity() -> Identity {
+    Identity {
+        cluster_id: [9; 16],
+        raft_id: 4,
+        name: "n".to_owned(),
+    }
+}
+
+fn open(dir: &Path) -> Result<LogStore, OpenError> {
+    LogStore::open(dir, &identity())
+}
+
+fn entry(index: u64) -> Entry {
+    Entry {
+        log_id: log_id(TERM, 1, index),
+        payload: EntryPayload::Normal(Encoded(vec![index as u8; 200].into())),
+    }
+}
+
+fn vote() -> Vote {
+    Vote {
+        leader_id: LeaderId {
+            term: TERM,
+            node_id: 1,
+        },
+        committed: true,
+    }
+}
+
+/// A closed log with a vote and `count` entries, each synced for itself.
+async fn filled(dir: &Path, count: u64) {
+    let mut log = open(dir).unwrap();
+    RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+    for index in 0..count {
+        log.blocking_append([entry(index)]).await.unwrap();
+    }
+    log.close();
+}
+
+/// Like `kill -9` after the last sync: a copy of the files while the log is open.
+async fn killed(dir: &Path, copy: &Path, count: u64) {
+    let mut log = open(dir).unwrap();
+    RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+    for index in 0..count {
+        log.blocking_append([entry(index)]).await.unwrap();
+    }
+    copy_dir(dir, copy);
+    log.close();
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+fn wal(dir: &Path) -> PathBuf {
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files
+        .filter(|path| path.extension().is_some_and(|ext| ext == "log"))
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn what_was_synced_is_there_after_a_kill() {
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    killed(dir.path(), copy.path(), 50).await;
+    let mut log = open(copy.path()).unwrap();
+    assert_eq!(log.last(), Some(log_id(TERM, 1, 49)));
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote()));
+    let entries = log.try_get_log_entries(0..100).await.unwrap();
+    assert_eq!(entries, (0..50).map(entry).collect::<Vec<_>>());
+    log.close();
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_cut() {
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    killed(dir.path(), copy.path(), 20).await;
+    // Half a record that was being written when the power went: never synced, so nobody was told.
+    let path = wal(copy.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let tail = bytes[bytes.len() - 300..bytes.len() - 100].to_vec();
+    bytes.extend_from_slice(&tail[..7]);
+    fs::write(&path, bytes).unwrap();
+    let log = open(copy.path()).unwrap();
+    assert_eq!(log.last(), Some(log_id(TERM, 1, 19)));
+    log.close();
+}
+
+/// Opens a damaged copy: everything must be there, or it must be refused.
+async fn never_less(copy: &Path, count: u64, what: &str) -> bool {
+    let mut log = match open(copy) {
+        Err(OpenError::Damaged { .. } | OpenError::Database { .. }) => return false,
+        Err(error) => panic!("{what}: {error}"),
+        Ok(log) => log,
+    };
+    let entries = log.try_get_log_entries(0..count + 10).await;
+    let last = log.last();
+    let vote_read = log.read_vote().await.unwrap();
+    log.close();
+    if let Ok(entries) = entries {
+        assert_eq!(entries, (0..count).map(entry).collect::<Vec<_>>(), "{what}");
+        assert_eq!(last, Some(log_id(TERM, 1, count - 1)), "{what}");
+        assert_eq!(vote_read, Some(vote()), "{what}");
+        return true;
+    }
+    false
+}
+
+#[tokio::test]
+async fn a_damaged_log_is_refused_and_never_shortened_silently() {
+    const COUNT: u64 = 40;
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    killed(dir.path(), copy.path(), COUNT).await;
+    let good = fs::read(wal(copy.path())).unwrap();
+    let mut refused = 0;
+    let mut tried = 0;
+    // Every kind of damage at places spread over the whole file, record headers included.
+    for place in (0..good.len()).step_by(good.len() / 24) {
+        for (kind, damage) in [
+            ("flip", (|bytes, at| bytes[at] ^= 0x10) as fn(&mut Vec<u8>, usize)),
+            ("zero", |bytes, at| {
+                let end = bytes.len().min(at + 64);
+                bytes[at..end].fill(0);
+            }),
+            ("zero the rest", |bytes, at| bytes[at..].fill(0)),
+            ("truncate", |bytes, at| bytes.truncate(at)),
+        ] {
+            let scratch = tempfile::tempdir().unwrap();
+            copy_dir(copy.path(), scratch.path());
+            let mut bytes = good.clone();
+            damage(&mut bytes, place);
+            fs::write(wal(scratch.path()), &bytes).unwrap();
+            let what = format!("{kind} at {place} of {}", good.len());
+            tried += 1;
+            if !never_less(scratch.path(), COUNT, &what).await && bytes != good {
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > tried / 2, "{refused} of {tried}: the damage missed its aim");
+}
+
+#[tokio::test]
+async fn a_damaged_record_in_a_table_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 5).await;
+    let db = rocks::open(Kind::Log, dir.path()).unwrap();
+    let mut record = record::encode(&entry(3));
+    record[20] ^= 1;
+    db.put_cf(cf(&db, CF_LOG).unwrap(), keys::log(3), record).unwrap();
+    drop(db);
+    let error = open(dir.path()).map(|_| ()).unwrap_err();
+    let OpenError::Damaged { why, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(why.contains("entry 3"), "{why}");
+    assert!(error.to_string().contains("rejoins"), "{error}");
+}
+
+#[tokio::test]
+async fn a_hole_and_a_lost_vote_are_refused() {
+    for (what, key_family, key) in [
+        ("a hole", CF_LOG, keys::log(3).to_vec()),
+        ("the first entry", CF_LOG, keys::log(0).to_vec()),
+        ("the vote", CF_META, META_VOTE.to_vec()),
+        ("the batch counter", CF_META, META_BATCHES.to_vec()),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 6).await;
+        let db = rocks::open(Kind::Log, dir.path()).unwrap();
+        db.delete_cf(cf(&db, key_family).unwrap(), key).unwrap();
+        drop(db);
+        let opened = open(dir.path()).map(|_| ());
+        assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{what}: {opened:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_earlier_start_has_checked_is_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 10).await;
+    open(dir.path()).unwrap().close();
+    // Below the mark: found when it is read, not at the start.
+    let db = rocks::open(Kind::Log, dir.path()).unwrap();
+    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(3)).unwrap();
+    drop(db);
+    let mut log = open(dir.path()).unwrap();
+    assert!(log.try_get_log_entries(2..5).await.is_err());
+    assert_eq!(log.try_get_log_entries(4..6).await.unwrap().len(), 2);
+    log.close();
+}
+
+#[tokio::test]
+async fn a_truncated_log_is_checked_again_where_it_was_rewritten() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 10).await;
+    let mut log = open(dir.path()).unwrap();
+    RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 4))).await.unwrap();
+    for index in 5..9 {
+        log.blocking_append([entry(index)]).await.unwrap();
+    }
+    log.close();
+    let db = rocks::open(Kind::Log, dir.path()).unwrap();
+    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(6)).unwrap();
+    drop(db);
+    let opened = open(dir.path()).map(|_| ());
+    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+}
+
+#[tokio::test]
+async fn reads_are_the_same_from_memory_and_from_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 30).await;
+    let mut log = open(dir.path()).unwrap();
+    for index in 30..40 {
+        log.blocking_append([entry(index)]).await.unwrap();
+    }
+    for (start, end) in [(0, 40), (0, 30), (25, 35), (30, 40), (35, 36), (39, 99), (40, 99), (7, 7)] {
+        let found = log.try_get_log_entries(start..end).await.unwrap();
+        let want: Vec<Entry> = (start..end.min(40)).map(entry).collect();
+        assert_eq!(found, want, "{start}..{end}");
+        let one = log.read(start, end, 1).await.unwrap();
+        assert_eq!(one, want[..want.len().min(1)], "one of {start}..{end}");
+    }
+    log.close();
+}
+
+#[tokio::test]
+async fn an_entry_is_durable_when_its_own_batch_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    // Nothing appended: nothing to wait for.
+    log.wait_durable(5).await.unwrap();
+    log.blocking_append([entry(0), entry(1)]).await.unwrap();
+    log.wait_durable(1).await.unwrap();
+    let before = log.progress().borrow().batches;
+    RaftLogStorage::append(&mut log, [entry(2)], IOFlushed::noop()).await.unwrap();
+    log.wait_durable(2).await.unwrap();
+    assert!(log.progress().borrow().batches > before);
+    log.close();
+    assert!(RaftLogStorage::append(&mut log, [entry(3)], IOFlushed::noop()).await.is_err());
+    assert!(RaftLogStorage::save_vote(&mut log, &vote()).await.is_err());
+}

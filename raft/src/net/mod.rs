@@ -19,5 +19,3 @@ pub(crate) use self::{
     server::Server,
     wire::{Call, Reply},
 };
-#[cfg(test)]
-pub(crate) use self::peer::dns_name;

@@ -1,0 +1,315 @@
+//! Whole nodes in one process, over real TLS on loopback.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use strongroom_raft::{
+    ALPN, Applied, Command, Expect, Identity, IncomingStream, Op, Options, PeerInfo, ProposeError,
+    Raft, Stores, Transport,
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::mpsc};
+
+pub(crate) const CLUSTER: [u8; 16] = [0x5a; 16];
+/// A protocol of the caller's own on the cluster port.
+pub(crate) const ECHO: &str = "test-echo/1";
+
+pub(crate) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+/// A cluster's certificate authority.
+pub(crate) struct Ca {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+        }
+    }
+
+    pub(crate) fn tls(
+        &self,
+        cluster: &[u8; 16],
+        raft_id: u64,
+    ) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        let hex: String = cluster.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("n{raft_id}.{hex}.strongroom");
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into().unwrap())];
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let chain = vec![certificate.der().clone()];
+        let der = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let roots = Arc::new(roots);
+        let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().unwrap();
+        let mut server = ServerConfig::builder_with_protocol_versions(&[&TLS13])
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain.clone(), der())
+            .unwrap();
+        server.alpn_protocols = vec![ALPN.into(), ECHO.into()];
+        let client = ClientConfig::builder_with_protocol_versions(&[&TLS13])
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, der())
+            .unwrap();
+        (Arc::new(server), Arc::new(client))
+    }
+}
+
+/// One node and where it lives; it can be stopped and started again.
+pub(crate) struct Node {
+    pub(crate) raft: Raft,
+    pub(crate) identity: Identity,
+    pub(crate) addr: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) streams: Option<mpsc::Receiver<IncomingStream>>,
+}
+
+/// A cluster that starts with one node and grows by joins.
+pub(crate) struct Cluster {
+    pub(crate) ca: Ca,
+    pub(crate) nodes: Vec<Node>,
+    root: TempDir,
+}
+
+pub(crate) fn info(name: &str, addr: &str) -> PeerInfo {
+    PeerInfo {
+        name: name.to_owned(),
+        cluster_addr: addr.to_owned(),
+        api_addr: format!("https://{name}:8200"),
+        hostname: name.to_owned(),
+        version: "0.1.0".to_owned(),
+        non_voter: false,
+    }
+}
+
+pub(crate) fn put(key: &str, value: &str) -> Command {
+    Command {
+        ops: vec![Op::Put {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        }],
+        ..Command::default()
+    }
+}
+
+pub(crate) fn check(key: &str, expect: Expect) -> Op {
+    Op::Check {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        expect,
+    }
+}
+
+impl Cluster {
+    /// A cluster of one.
+    pub(crate) async fn new() -> Self {
+        let mut cluster = Self {
+            ca: Ca::new(),
+            nodes: Vec::new(),
+            root: tempfile::tempdir().unwrap(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let identity = Identity {
+            cluster_id: CLUSTER,
+            raft_id: 1,
+            name: "a".to_owned(),
+        };
+        let node = cluster.start(identity, addr, listener).await;
+        node.raft.initialize().await.unwrap();
+        cluster.nodes.push(node);
+        cluster.leader().await;
+        cluster
+    }
+
+    /// A cluster of three voters.
+    pub(crate) async fn of_three() -> Self {
+        let mut cluster = Self::new().await;
+        for name in ["b", "c"] {
+            cluster.join(name).await;
+        }
+        cluster.until("three voters", |c| {
+            c.nodes.iter().all(|node| {
+                let status = node.raft.status();
+                status.members.len() == 3 && status.members.iter().all(|member| member.voter)
+            })
+        })
+        .await;
+        cluster
+    }
+
+    pub(crate) async fn start(
+        &self,
+        identity: Identity,
+        addr: String,
+        listener: TcpListener,
+    ) -> Node {
+        let dir = self.root.path().join(identity.raft_id.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        identity.save(&dir).unwrap();
+        let stores = Stores::open(&dir, &identity).unwrap();
+        let (server_tls, client_tls) = self.ca.tls(&CLUSTER, identity.raft_id);
+        let (tx, rx) = mpsc::channel(8);
+        let transport = Transport {
+            listeners: vec![listener],
+            server_tls,
+            client_tls,
+            streams: HashMap::from([(ECHO, tx)]),
+        };
+        let options = options(&identity, &addr);
+        let raft = Raft::start(stores, options, Some(transport)).await.unwrap();
+        Node {
+            raft,
+            identity,
+            addr,
+            dir,
+            streams: Some(rx),
+        }
+    }
+
+    /// Adds a node with an empty disk through the leader.
+    pub(crate) async fn join(&mut self, name: &str) -> u64 {
+        self.join_as(info(name, "")).await
+    }
+
+    pub(crate) async fn join_as(&mut self, mut info: PeerInfo) -> u64 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        info.cluster_addr = listener.local_addr().unwrap().to_string();
+        let leader = self.leader().await;
+        let raft_id = self.nodes[leader].raft.add_node(info.clone()).await.unwrap();
+        let identity = Identity {
+            cluster_id: CLUSTER,
+            raft_id,
+            name: info.name,
+        };
+        let node = self.start(identity, info.cluster_addr, listener).await;
+        self.nodes.push(node);
+        raft_id
+    }
+
+    /// Position in `nodes` of the one that is ready to lead.
+    pub(crate) async fn leader(&self) -> usize {
+        let found = || {
+            self.nodes
+                .iter()
+                .position(|node| node.raft.status().is_ready_leader)
+        };
+        self.until("a leader", |_| found().is_some()).await;
+        found().unwrap()
+    }
+
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = soon();
+        while !holds(self) {
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for {what}: {:#?}",
+                self.nodes.iter().map(|n| n.raft.status()).collect::<Vec<_>>()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Proposes to whoever leads, as a forwarding node would; the same request id makes it safe to repeat.
+    pub(crate) async fn write(&self, command: Command) -> Applied {
+        let deadline = soon();
+        loop {
+            let leader = self.leader().await;
+            match self.nodes[leader].raft.propose(command.clone(), deadline).await {
+                Ok(applied) => return applied,
+                Err(ProposeError::NotLeader { .. } | ProposeError::NoQuorum) => {
+                    assert!(Instant::now() < deadline);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    pub(crate) async fn stop(&mut self, position: usize) -> Stopped {
+        let node = self.nodes.remove(position);
+        node.raft.shutdown().await;
+        Stopped {
+            identity: node.identity,
+            addr: node.addr,
+            dir: node.dir,
+        }
+    }
+
+    pub(crate) async fn restart(&mut self, stopped: Stopped) -> usize {
+        let listener = TcpListener::bind(&stopped.addr).await.unwrap();
+        let node = self.start(stopped.identity, stopped.addr, listener).await;
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
+    pub(crate) async fn shutdown(self) {
+        for node in &self.nodes {
+            node.raft.shutdown().await;
+        }
+    }
+}
+
+/// A node that was stopped.
+pub(crate) struct Stopped {
+    pub(crate) identity: Identity,
+    pub(crate) addr: String,
+    pub(crate) dir: PathBuf,
+}
+
+pub(crate) fn options(identity: &Identity, addr: &str) -> Options {
+    Options {
+        identity: identity.clone(),
+        me: info(&identity.name, addr),
+        multiplier: 1,
+        max_entry_size: 1 << 20,
+    }
+}
+
+/// A linearizable read on `node`.
+pub(crate) async fn read(node: &Node, key: &str) -> Option<String> {
+    let index = node.raft.read_index(soon()).await.unwrap();
+    node.raft.wait_applied(index, soon()).await.unwrap();
+    local(node, key)
+}
+
+pub(crate) fn local(node: &Node, key: &str) -> Option<String> {
+    let found = node.raft.state().get(key.as_bytes()).unwrap();
+    found.map(|(_, value)| String::from_utf8(value.to_vec()).unwrap())
+}
+
+/// A node without a network in `dir`.
+pub(crate) async fn solo(dir: &Path) -> Raft {
+    let identity = Identity {
+        cluster_id: CLUSTER,
+        raft_id: 1,
+        name: "a".to_owned(),
+    };
+    identity.save(dir).unwrap();
+    let stores = Stores::open(dir, &identity).unwrap();
+    Raft::start(stores, options(&identity, "127.0.0.1:1"), None).await.unwrap()
+}
+
+pub(crate) async fn until_ready(raft: &Raft) {
+    let mut role = raft.watch();
+    let ready = role.wait_for(|role| role.is_ready_leader);
+    drop(tokio::time::timeout(Duration::from_secs(10), ready).await.unwrap().unwrap());
+}

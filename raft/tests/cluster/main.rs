@@ -1,0 +1,13 @@
+//! Nodes as a caller uses them: real stores, real TLS, one process.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod harness;
+mod members;
+mod single;
+mod three;
