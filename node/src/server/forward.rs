@@ -1,0 +1,267 @@
+//! Requests between nodes: a follower sends whole requests to the leader over the cluster port, HTTP/2 over mutual
+//! TLS 1.3, ALPN `strongroom-forward/1`.
+//!
+//! Invariants
+//! - A request that was not sent is told apart from one whose answer was lost.
+//! - Requests arriving here are never forwarded again (see `forwarded_router`).
+//! - Answers and waiting are bounded.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::Router;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use strongroom_api::ports::ForwardError;
+use strongroom_raft::{IncomingStream, Raft};
+use tokio::sync::mpsc;
+
+/// ALPN name of forwarded requests; the number is the version of what is spoken inside.
+pub(crate) const ALPN: &str = "strongroom-forward/1";
+
+/// Connections to one leader: HTTP/2 multiplexes, more than one spreads the encryption over cores.
+const CONNECTIONS: usize = 2;
+/// A forwarded answer larger than this is an error; no API answer comes near.
+const MAX_ANSWER: usize = 64 << 20;
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// Sends requests to whoever leads.
+pub(crate) struct Forwarder {
+    raft: Raft,
+    pool: Mutex<HashMap<(u64, usize), Sender>>,
+    next: AtomicUsize,
+}
+
+impl Forwarder {
+    pub(crate) fn new(raft: Raft) -> Self {
+        Self {
+            raft,
+            pool: Mutex::default(),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    /// Sends `request` to the leader, waiting for one until `deadline`.
+    pub(crate) async fn forward(
+        &self,
+        request: http::Request<Bytes>,
+        deadline: Instant,
+    ) -> Result<http::Response<Bytes>, ForwardError> {
+        let mut request = prepare(request)?;
+        loop {
+            let leader = self.wait_for_leader(deadline).await?;
+            let error = match self.send(leader, request, deadline).await {
+                Ok(response) => return Ok(response),
+                Err(Attempt::Unknown(why)) => return Err(ForwardError::Unknown(why)),
+                Err(Attempt::NotSent(back, why)) => {
+                    request = *back;
+                    why
+                }
+            };
+            if Instant::now() + RETRY_PAUSE >= deadline {
+                return Err(ForwardError::NotSent(error));
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn wait_for_leader(&self, deadline: Instant) -> Result<u64, ForwardError> {
+        let mut changes = self.raft.watch();
+        loop {
+            let status = self.raft.status();
+            match status.leader {
+                Some(leader) if leader != status.raft_id => return Ok(leader),
+                Some(_) if status.is_ready_leader => {
+                    return Err(ForwardError::NotSent(
+                        "this node became the leader".to_owned(),
+                    ));
+                }
+                Some(_) | None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ForwardError::NoLeader);
+            }
+            // A time-out only means: look again.
+            let _ = tokio::time::timeout(left.min(RETRY_PAUSE), changes.changed()).await;
+        }
+    }
+
+    async fn send(
+        &self,
+        leader: u64,
+        request: http::Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<http::Response<Bytes>, Attempt> {
+        let slot = (
+            leader,
+            self.next.fetch_add(1, Ordering::Relaxed) % CONNECTIONS,
+        );
+        let mut sender = match self.connection(slot).await {
+            Ok(sender) => sender,
+            Err(why) => return Err(Attempt::NotSent(Box::new(request), why)),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = tokio::time::timeout(left, async {
+            let response = match sender.try_send_request(request).await {
+                Ok(response) => response,
+                Err(mut error) => {
+                    let back = error.take_message();
+                    let why = super::chain(error.error());
+                    return Err(match back {
+                        Some(request) => Attempt::NotSent(Box::new(request), why),
+                        None => Attempt::Unknown(why),
+                    });
+                }
+            };
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| Attempt::Unknown(super::chain(error.as_ref())))?;
+            Ok(http::Response::from_parts(head, body.to_bytes()))
+        })
+        .await;
+        match answer {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(attempt)) => {
+                self.forget(slot);
+                Err(attempt)
+            }
+            Err(_elapsed) => Err(Attempt::Unknown("no answer in time".to_owned())),
+        }
+    }
+
+    async fn connection(&self, slot: (u64, usize)) -> Result<Sender, String> {
+        let existing = self.lock().get(&slot).cloned();
+        if let Some(sender) = existing
+            && !sender.is_closed()
+        {
+            return Ok(sender);
+        }
+        let stream = self
+            .raft
+            .dial(slot.0, ALPN)
+            .await
+            .map_err(|error| super::chain(&error))?;
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(Duration::from_secs(1)))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| super::chain(&error))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a forwarding connection ended");
+            }
+        });
+        self.lock().insert(slot, sender.clone());
+        Ok(sender)
+    }
+
+    fn forget(&self, slot: (u64, usize)) {
+        self.lock().remove(&slot);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, usize), Sender>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Attempt {
+    NotSent(Box<http::Request<Full<Bytes>>>, String),
+    Unknown(String),
+}
+
+/// Makes the request fit for HTTP/2: absolute URI, no connection headers.
+fn prepare(request: http::Request<Bytes>) -> Result<http::Request<Full<Bytes>>, ForwardError> {
+    let (mut head, body) = request.into_parts();
+    let path = head
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    head.uri = format!("https://leader.strongroom{path}")
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| ForwardError::NotSent(error.to_string()))?;
+    head.version = http::Version::HTTP_2;
+    for name in [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    ] {
+        head.headers.remove(name);
+    }
+    Ok(http::Request::from_parts(head, Full::new(body)))
+}
+
+/// Serves forwarded requests as they come in from peers, until the sending side is dropped.
+pub(crate) async fn serve(mut streams: mpsc::Receiver<IncomingStream>, router: Router) {
+    while let Some(incoming) = streams.recv().await {
+        let router = router.clone();
+        tokio::spawn(async move {
+            let from = incoming.from;
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(Some(Duration::from_secs(5)))
+                .max_concurrent_streams(1024)
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(16 << 20)
+                .serve_connection(
+                    TokioIo::new(incoming.stream),
+                    TowerToHyperService::new(router),
+                );
+            if let Err(error) = serving.await {
+                tracing::debug!(%error, from, "a forwarding connection ended");
+            }
+        });
+    }
+}
+
+/// Shared by the lifecycle and the API.
+pub(crate) type SharedForwarder = Arc<Forwarder>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forwarded_request_keeps_path_query_and_token_but_no_connection_headers() {
+        let request = http::Request::put("/v1/kv/a%20b?list=true")
+            .header("host", "lb:8200")
+            .header("connection", "keep-alive")
+            .header("x-vault-token", "t")
+            .body(Bytes::from_static(b"{}"))
+            .unwrap();
+        let prepared = prepare(request).unwrap();
+        assert_eq!(
+            prepared.uri().path_and_query().unwrap().as_str(),
+            "/v1/kv/a%20b?list=true"
+        );
+        assert_eq!(prepared.headers().get("x-vault-token").unwrap(), "t");
+        assert!(prepared.headers().get("connection").is_none());
+        assert!(prepared.headers().get("host").is_none());
+    }
+}

@@ -1,0 +1,672 @@
+//! A node's life: empty → (init | join) → sealed → unsealed → stopped, driven by one task.
+//!
+//! In: the data directory, the HSM's health, orders from the API (init, join), the stop signal. Out: the phase that the
+//! API answers by.
+//!
+//! Invariants
+//! - Only this task changes the phase, starts or stops Raft, or writes identity and bundle.
+//! - Every failure but a broken data directory or a fatal storage error is waited out with back-off: the listener stays
+//!   up, `seal-status` says why, nothing needs a person when the cause goes away.
+//! - Before unseal no connection to a peer is made or accepted.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use strongroom_api::{
+    core::Core,
+    ports::{InitError, InitRequest, InitResult, JoinError, JoinRequest},
+};
+use strongroom_raft::{Identity, PeerInfo, Raft, Stores, Transport};
+use strongroom_seal::{barrier::Barrier, keyring::Keyring, wrap::SealWrapper};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    bundle::SealBundle,
+    chain, cluster_tls,
+    forward::{self, Forwarder},
+    init::{self, HalfInit},
+    join::{self, JoinGate, Target},
+    node::{INIT_GRACE, NodePort, Order, Phase, Running, Shared},
+    wire::{BarrierPort, SealWrapPort, StorePort},
+};
+
+/// Why the node cannot go on at all.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FatalError {
+    #[error("the data directory {} cannot be used: {why}", dir.display())]
+    DataDirectory { dir: PathBuf, why: String },
+    #[error("storage failed: {0}")]
+    Storage(String),
+}
+
+/// First and longest pause between attempts to unseal or to join.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Pause between rounds over the `retry_join` targets.
+const JOIN_PAUSE: Duration = Duration::from_millis(1500);
+/// Time a planned hand-over of leadership may take at shutdown.
+const HAND_OVER: Duration = Duration::from_secs(3);
+
+type InitReply = oneshot::Sender<Result<InitResult, InitError>>;
+
+/// A finished init whose result waits for the node to serve.
+struct PendingInit {
+    reply: InitReply,
+    result: InitResult,
+}
+
+enum Stage {
+    Empty,
+    Sealed {
+        identity: Identity,
+        bundle: SealBundle,
+        pending: Option<PendingInit>,
+    },
+    Stopped,
+}
+
+/// Runs the node until `stop`.
+pub(crate) async fn drive(
+    shared: Arc<Shared>,
+    mut orders: mpsc::Receiver<Order>,
+    stop: CancellationToken,
+) -> Result<(), FatalError> {
+    let mut stage = on_disk(&shared).await?;
+    loop {
+        stage = match stage {
+            Stage::Empty => uninitialized(&shared, &mut orders, &stop).await?,
+            Stage::Sealed {
+                identity,
+                bundle,
+                pending,
+            } => {
+                let unsealed = unseal(&shared, &bundle, &mut orders, &stop).await;
+                match unsealed {
+                    None => Stage::Stopped,
+                    Some(keyring) => {
+                        run(
+                            &shared,
+                            &identity,
+                            bundle,
+                            keyring,
+                            pending,
+                            &mut orders,
+                            &stop,
+                        )
+                        .await?
+                    }
+                }
+            }
+            Stage::Stopped => return Ok(()),
+        };
+    }
+}
+
+/// What the data directory says this node is.
+async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
+    let dir = &shared.config.storage.path;
+    let unusable = |why: String| FatalError::DataDirectory {
+        dir: dir.clone(),
+        why,
+    };
+    std::fs::create_dir_all(dir).map_err(|error| unusable(error.to_string()))?;
+    let Some(identity) = Identity::load(dir).map_err(|error| unusable(chain(&error)))? else {
+        return Ok(Stage::Empty);
+    };
+    if identity.name != shared.config.storage.node_id {
+        return Err(unusable(format!(
+            "it belongs to node_id {:?}, the configuration says {:?}",
+            identity.name, shared.config.storage.node_id
+        )));
+    }
+    let stores = super::open_stores(dir, &identity)
+        .await
+        .map_err(|error| unusable(chain(&error)))?;
+    let bundle =
+        SealBundle::newest(dir, &stores.state()).map_err(|error| unusable(chain(&error)))?;
+    if let Some(bundle) = bundle {
+        stores.close().await;
+        return Ok(Stage::Sealed {
+            identity,
+            bundle,
+            pending: None,
+        });
+    }
+    // An identity without seal data: an init was cut off. Its log tells whether it had finished.
+    let half = init::solo(&shared.config, identity.clone(), stores)
+        .await
+        .map_err(|error| unusable(chain(&error)))?;
+    let finished = half.finished().map_err(|error| unusable(chain(&error)));
+    half.close().await;
+    match finished? {
+        None => Ok(Stage::Empty),
+        Some(bundle) => {
+            bundle.save(dir).map_err(|error| unusable(chain(&error)))?;
+            tracing::info!(
+                "an initialisation that had been cut off after its last step is complete"
+            );
+            Ok(Stage::Sealed {
+                identity,
+                bundle,
+                pending: None,
+            })
+        }
+    }
+}
+
+/// Waits for an init, or joins.
+async fn uninitialized(
+    shared: &Arc<Shared>,
+    orders: &mut mpsc::Receiver<Order>,
+    stop: &CancellationToken,
+) -> Result<Stage, FatalError> {
+    shared.set_phase(Phase::Uninitialized { why: None });
+    tracing::info!(
+        "the node is not initialized; it waits for `operator init` or a cluster to join"
+    );
+    let configured = configured_targets(shared)?;
+    let mut retrying: Vec<(Target, bool)> = configured
+        .iter()
+        .cloned()
+        .map(|target| (target, shared.config.storage.retry_join_as_non_voter))
+        .collect();
+    let mut last_why = String::new();
+    loop {
+        let round = join_round(shared, &retrying);
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return Ok(Stage::Stopped),
+            order = orders.recv() => match order {
+                None => return Ok(Stage::Stopped),
+                Some(Order::Init { request, reply }) => {
+                    match initialise(shared, &configured, request, reply).await {
+                        Some(stage) => return Ok(stage),
+                        None => continue,
+                    }
+                }
+                Some(Order::Join { request, reply }) => {
+                    ordered_join(shared, request, reply, &mut retrying).await
+                }
+            },
+            opened = round => match opened {
+                Err(why) => Err(why),
+                Ok(opened) => join::finish(opened, &shared.hsm, &shared.config.storage.path).await,
+            },
+        };
+        match outcome {
+            Ok((identity, bundle)) => {
+                tracing::info!(raft_id = identity.raft_id, "joined the cluster");
+                return Ok(Stage::Sealed {
+                    identity,
+                    bundle,
+                    pending: None,
+                });
+            }
+            Err(why) => {
+                let why = format!("joining: {}", chain(&why));
+                // Once per cause, or a waiting node fills the log.
+                if why != last_why {
+                    tracing::warn!("{why}");
+                    last_why.clone_from(&why);
+                }
+                shared.set_phase(Phase::Uninitialized { why: Some(why) });
+            }
+        }
+    }
+}
+
+/// The first target that gives a challenge this HSM opens; waits for ever when there is none to try.
+async fn join_round(
+    shared: &Shared,
+    targets: &[(Target, bool)],
+) -> Result<join::Opened, JoinError> {
+    if targets.is_empty() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(super::jittered(JOIN_PAUSE)).await;
+    let mut last = None;
+    for (target, non_voter) in targets {
+        match join::open_challenge(&shared.config, &shared.hsm, target.clone(), *non_voter).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| JoinError::Failed("no node to join".to_owned())))
+}
+
+/// A join asked for through the API. With `retry` the target joins the list and the caller gets `false` at once.
+async fn ordered_join(
+    shared: &Shared,
+    request: JoinRequest,
+    reply: oneshot::Sender<Result<bool, JoinError>>,
+    retrying: &mut Vec<(Target, bool)>,
+) -> Result<(Identity, SealBundle), JoinError> {
+    let retry = request.retry;
+    let answer = |reply: oneshot::Sender<_>, result| {
+        // The caller may have gone away; the join stands all the same.
+        let _ = reply.send(result);
+    };
+    let non_voter = request.non_voter;
+    let target = match target_of(request) {
+        Ok(target) => target,
+        Err(error) => {
+            let copy = JoinError::BadRequest(error.to_string());
+            answer(reply, Err(error));
+            return Err(copy);
+        }
+    };
+    if retry {
+        retrying.push((target, non_voter));
+        answer(reply, Ok(false));
+        return Err(JoinError::Unavailable(
+            "the node asked for has not been tried yet".to_owned(),
+        ));
+    }
+    let joined = match join::open_challenge(&shared.config, &shared.hsm, target, non_voter).await {
+        Ok(opened) => join::finish(opened, &shared.hsm, &shared.config.storage.path).await,
+        Err(error) => Err(error),
+    };
+    match joined {
+        Ok(done) => {
+            answer(reply, Ok(true));
+            Ok(done)
+        }
+        Err(error) => {
+            let copy = JoinError::Unavailable(error.to_string());
+            answer(reply, Err(error));
+            Err(copy)
+        }
+    }
+}
+
+fn target_of(request: JoinRequest) -> Result<Target, JoinError> {
+    if !request.auto_join.is_empty() {
+        return Err(JoinError::BadRequest(
+            "auto_join is not supported; name a node in leader_api_addr".to_owned(),
+        ));
+    }
+    if request.leader_api_addr.is_empty() {
+        return Err(JoinError::BadRequest(
+            "leader_api_addr must be set".to_owned(),
+        ));
+    }
+    let tls = crate::client::TlsParameters::from_pem(
+        &request.leader_ca_cert,
+        &request.leader_client_cert,
+        &request.leader_client_key,
+        &request.leader_tls_servername,
+    )
+    .map_err(|error| JoinError::BadRequest(chain(&error)))?;
+    Ok(Target {
+        address: request.leader_api_addr.trim_end_matches('/').to_owned(),
+        tls,
+    })
+}
+
+fn configured_targets(shared: &Shared) -> Result<Vec<Target>, FatalError> {
+    let own = &shared.config.api_addr;
+    shared
+        .config
+        .storage
+        .retry_join
+        .iter()
+        // One configuration for all nodes names the node itself too.
+        .filter(|stanza| stanza.leader_api_addr.trim_end_matches('/') != own.trim_end_matches('/'))
+        .map(|stanza| {
+            let tls = stanza
+                .tls_parameters()
+                .map_err(|error| FatalError::DataDirectory {
+                    dir: shared.config.storage.path.clone(),
+                    why: format!("retry_join: {}", chain(&error)),
+                })?;
+            Ok(Target {
+                address: stanza.leader_api_addr.trim_end_matches('/').to_owned(),
+                tls,
+            })
+        })
+        .collect()
+}
+
+/// Carries out an init. `None`: refused or failed, and the caller has been told.
+async fn initialise(
+    shared: &Arc<Shared>,
+    configured: &[Target],
+    request: InitRequest,
+    reply: InitReply,
+) -> Option<Stage> {
+    let made = async {
+        let shape = init::check_request(&request)?;
+        refuse_second_cluster(configured).await?;
+        let dir = &shared.config.storage.path;
+        let half = init::bootstrap(&shared.config, dir).await?;
+        let made = finish_init(shared, &half, shape, &reply).await;
+        half.close().await;
+        let (result, bundle) = made?;
+        let identity = Identity::load(dir)
+            .ok()
+            .flatten()
+            .ok_or_else(|| InitError::Failed("the node's identity is gone".to_owned()))?;
+        Ok((result, identity, bundle))
+    }
+    .await;
+    match made {
+        Ok((result, identity, bundle)) => {
+            tracing::info!("the cluster is initialized");
+            Some(Stage::Sealed {
+                identity,
+                bundle,
+                pending: Some(PendingInit { reply, result }),
+            })
+        }
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "initialization did not succeed");
+            // Nobody to tell if the caller has gone away.
+            let _ = reply.send(Err(error));
+            None
+        }
+    }
+}
+
+async fn finish_init(
+    shared: &Shared,
+    half: &HalfInit,
+    shape: init::RecoveryShape,
+    reply: &InitReply,
+) -> Result<(InitResult, SealBundle), InitError> {
+    let already = half
+        .finished()
+        .map_err(|error| InitError::Failed(chain(&error)))?;
+    if already.is_some() {
+        return Err(InitError::AlreadyInitialized);
+    }
+    let (result, bundle) = half
+        .initialise(&shared.hsm, shape, || !reply.is_closed())
+        .await?;
+    bundle
+        .save(&shared.config.storage.path)
+        .map_err(|error| InitError::Failed(chain(&error)))?;
+    Ok((result, bundle))
+}
+
+/// A node that is about to join a live cluster must not found a second one.
+async fn refuse_second_cluster(configured: &[Target]) -> Result<(), InitError> {
+    let probes = configured.iter().map(join::is_initialized);
+    let answers = futures_util::future::join_all(probes).await;
+    if answers.contains(&Some(true)) {
+        return Err(InitError::AlreadyInitialized);
+    }
+    Ok(())
+}
+
+/// Waits for the HSM and opens the keyring; `None` when the node is told to stop.
+async fn unseal(
+    shared: &Shared,
+    bundle: &SealBundle,
+    orders: &mut mpsc::Receiver<Order>,
+    stop: &CancellationToken,
+) -> Option<Keyring> {
+    let mut pause = FIRST_PAUSE;
+    let mut last_why = String::new();
+    set_sealed(shared, bundle, "waiting for the HSM");
+    loop {
+        let attempt = async {
+            shared.hsm.connected().await;
+            bundle.open(&shared.hsm).await
+        };
+        let opened = tokio::select! {
+            () = stop.cancelled() => return None,
+            () = refuse(orders) => return None,
+            opened = attempt => opened,
+        };
+        let why = match opened {
+            Ok(keyring) => return Some(keyring),
+            Err(error) => format!("unsealing: {}", chain(&error)),
+        };
+        if why != last_why {
+            tracing::error!("{why}");
+            last_why.clone_from(&why);
+        }
+        set_sealed(shared, bundle, &why);
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = refuse(orders) => return None,
+            () = tokio::time::sleep(super::jittered(pause)) => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn set_sealed(shared: &Shared, bundle: &SealBundle, why: &str) {
+    shared.set_phase(Phase::Sealed {
+        config: bundle.config.clone(),
+        why: why.to_owned(),
+    });
+}
+
+/// Answers orders that came too late; ends only when nobody can give any more.
+async fn refuse(orders: &mut mpsc::Receiver<Order>) {
+    while let Some(order) = orders.recv().await {
+        // The caller may have gone away.
+        let _ = match order {
+            Order::Init { reply, .. } => reply.send(Err(InitError::AlreadyInitialized)).is_ok(),
+            Order::Join { reply, .. } => reply.send(Ok(true)).is_ok(),
+        };
+    }
+}
+
+/// Runs Raft and serves until told to stop or until storage fails.
+async fn run(
+    shared: &Arc<Shared>,
+    identity: &Identity,
+    bundle: SealBundle,
+    keyring: Keyring,
+    pending: Option<PendingInit>,
+    orders: &mut mpsc::Receiver<Order>,
+    stop: &CancellationToken,
+) -> Result<Stage, FatalError> {
+    let started = start(shared, identity, &bundle, keyring, stop).await;
+    let running = match started {
+        Ok(running) => running,
+        Err(StartError::Fatal(error)) => return Err(error),
+        Err(StartError::Again(why)) => {
+            tracing::error!("{why}");
+            set_sealed(shared, &bundle, &why);
+            tokio::select! {
+                () = stop.cancelled() => return Ok(Stage::Stopped),
+                () = tokio::time::sleep(super::jittered(LONGEST_PAUSE)) => {}
+            }
+            return Ok(Stage::Sealed {
+                identity: identity.clone(),
+                bundle,
+                pending,
+            });
+        }
+    };
+    shared.set_phase(Phase::Unsealed(Arc::clone(&running)));
+    tracing::info!(raft_id = identity.raft_id, "the node is unsealed");
+    let background = CancellationToken::new();
+    tokio::spawn(
+        background
+            .clone()
+            .run_until_cancelled_owned(announce(running.raft.clone(), own_info(shared))),
+    );
+    if let Some(pending) = pending {
+        tokio::spawn(answer_init(Arc::clone(&running), pending));
+    }
+    let outcome = tokio::select! {
+        () = stop.cancelled() => Ok(Stage::Stopped),
+        () = refuse(orders) => Ok(Stage::Stopped),
+        why = running.raft.fatal() => Err(FatalError::Storage(why)),
+    };
+    background.cancel();
+    if outcome.is_ok() {
+        hand_over(&running.raft).await;
+    }
+    outcome
+}
+
+/// Stops Raft after the listeners have drained.
+pub(crate) async fn close(shared: &Shared) {
+    if let Some(running) = shared.running() {
+        running.core.store(None);
+        running.raft.shutdown().await;
+    }
+    shared.hsm.shutdown().await;
+}
+
+/// Gives leadership away before the node leaves, so that nobody waits for an election.
+async fn hand_over(raft: &Raft) {
+    let status = raft.status();
+    let others = status.members.iter().filter(|m| m.voter).count() > 1;
+    if !status.is_ready_leader || !others {
+        return;
+    }
+    match raft.transfer_leader(None, Instant::now() + HAND_OVER).await {
+        Ok(()) => tracing::info!("leadership was handed over"),
+        Err(error) => tracing::warn!(error = %chain(&error), "leadership was not handed over"),
+    }
+}
+
+enum StartError {
+    Fatal(FatalError),
+    /// The cause may go away: a port in use, for one.
+    Again(String),
+}
+
+async fn start(
+    shared: &Arc<Shared>,
+    identity: &Identity,
+    bundle: &SealBundle,
+    keyring: Keyring,
+    stop: &CancellationToken,
+) -> Result<Arc<Running>, StartError> {
+    let config = &shared.config;
+    let again = |what: &str, why: String| StartError::Again(format!("{what}: {why}"));
+    let tls = cluster_tls::node_tls(
+        keyring.ca_certificate(),
+        keyring.ca_key(),
+        &identity.cluster_id,
+        identity.raft_id,
+        &[strongroom_raft::ALPN, forward::ALPN],
+    )
+    .map_err(|error| again("cluster certificates", chain(&error)))?;
+    let mut listeners = Vec::new();
+    for address in config.cluster_listeners() {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| again(&format!("cluster address {address}"), error.to_string()))?;
+        listeners.push(listener);
+    }
+    let (forwarded, incoming) = mpsc::channel(64);
+    let transport = Transport {
+        listeners,
+        server_tls: tls.server,
+        client_tls: tls.client,
+        streams: HashMap::from([(forward::ALPN, forwarded)]),
+    };
+    let dir = &config.storage.path;
+    let unusable = |why: String| {
+        StartError::Fatal(FatalError::DataDirectory {
+            dir: dir.clone(),
+            why,
+        })
+    };
+    let stores: Stores = super::open_stores(dir, identity)
+        .await
+        .map_err(|error| unusable(chain(&error)))?;
+    let state = stores.state();
+    let options = super::raft_options(config, identity.clone());
+    let raft = Raft::start(stores, options, Some(transport))
+        .await
+        .map_err(|error| unusable(chain(&error)))?;
+
+    let barrier = BarrierPort::new(Arc::new(Barrier::new(keyring)), Some(state));
+    let wrap = SealWrapPort::new(Arc::new(SealWrapper::new(shared.hsm.clone())));
+    let cluster = super::cluster_identity(config, &identity.cluster_id);
+    let running = Arc::new(Running {
+        raft: raft.clone(),
+        cluster_id: identity.cluster_id,
+        cluster_name: cluster.name.clone(),
+        bundle: bundle.clone(),
+        forwarder: Arc::new(Forwarder::new(raft.clone())),
+        gate: JoinGate::new().map_err(|why| again("randomness", why))?,
+        core: ArcSwapOption::empty(),
+    });
+    let core = Arc::new(Core::new(
+        Arc::new(StorePort(raft)),
+        Arc::new(barrier),
+        Arc::new(wrap),
+        cluster,
+    ));
+    let node = Arc::new(NodePort(Arc::clone(shared)));
+    let router = strongroom_api::forwarded_router(node, super::forwarded_settings(config));
+    tokio::spawn(forward::serve(incoming, router));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(publish_core(Arc::clone(&running), core)),
+    );
+    Ok(running)
+}
+
+/// Opens the API once this node's state holds the cluster's first entries (a fresh joiner's does not yet).
+async fn publish_core(running: Arc<Running>, core: Arc<Core>) {
+    let mut changes = running.raft.watch();
+    loop {
+        match SealBundle::from_state(&running.raft.state()) {
+            Ok(Some(_)) => break,
+            Ok(None) => {}
+            Err(error) => tracing::error!(error = %chain(&error), "reading the seal data failed"),
+        }
+        // A time-out only means: look again.
+        let _ = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
+    }
+    running.core.store(Some(core));
+    tracing::info!("the node serves");
+}
+
+/// Gives out the result of an init as soon as the node serves.
+async fn answer_init(running: Arc<Running>, pending: PendingInit) {
+    let deadline = Instant::now() + INIT_GRACE;
+    while Instant::now() < deadline {
+        if running.core.load().is_some() && running.raft.status().is_ready_leader {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if pending.reply.send(Ok(pending.result)).is_err() {
+        tracing::error!(
+            "the client of the initialization went away before its answer: recovery keys and root token are lost; \
+             wipe the data directory and initialize again"
+        );
+    }
+}
+
+/// Tells the cluster this node's addresses and version if it has others on record.
+async fn announce(raft: Raft, info: PeerInfo) {
+    let mut last_why = String::new();
+    loop {
+        match raft.announce(info.clone()).await {
+            Ok(()) => return,
+            Err(error) => {
+                let why = chain(&error);
+                if why != last_why {
+                    tracing::debug!("announcing this node's addresses: {why}");
+                    last_why = why;
+                }
+            }
+        }
+        tokio::time::sleep(super::jittered(Duration::from_secs(1))).await;
+    }
+}
+
+fn own_info(shared: &Shared) -> PeerInfo {
+    super::peer_info(&shared.config)
+}

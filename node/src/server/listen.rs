@@ -1,0 +1,253 @@
+//! The client port: accepts TCP, speaks TLS, hands requests to a router, and drains at shutdown.
+//!
+//! Invariants
+//! - Connections are bounded: past [`MAX_CONNECTIONS`] the kernel's backlog waits.
+//! - A peer that stalls in the handshake or in the request head is cut off.
+//! - Certificates are read again on demand; a pair that does not load leaves the old one in use.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
+    service::TowerToHyperService,
+};
+use rustls::{
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{ClientAuth, ListenerTls, TlsVersion};
+
+/// Open connections per listener.
+const MAX_CONNECTIONS: usize = 8192;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a listener's TLS could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenTlsError {
+    #[error("{}: {why}", path.display())]
+    File { path: PathBuf, why: String },
+}
+
+/// The certificate in use, replaceable while connections are served.
+#[derive(Debug)]
+pub(crate) struct ReloadableCert {
+    settings: ListenerTls,
+    current: ArcSwap<CertifiedKey>,
+}
+
+impl ReloadableCert {
+    /// Reads the pair named by `settings`.
+    pub(crate) fn load(settings: ListenerTls) -> Result<Arc<Self>, ListenTlsError> {
+        let current = ArcSwap::from_pointee(read_pair(&settings)?);
+        Ok(Arc::new(Self { settings, current }))
+    }
+
+    /// Reads the pair again; new connections get it.
+    pub(crate) fn reload(&self) -> Result<(), ListenTlsError> {
+        self.current.store(Arc::new(read_pair(&self.settings)?));
+        Ok(())
+    }
+
+    /// The rustls configuration that serves this certificate.
+    pub(crate) fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, ListenTlsError> {
+        let versions: &[&SupportedProtocolVersion] =
+            match (self.settings.min_version, self.settings.max_version) {
+                (TlsVersion::Tls12, TlsVersion::Tls13) => &[&TLS13, &TLS12],
+                (TlsVersion::Tls13, _) => &[&TLS13],
+                (TlsVersion::Tls12, TlsVersion::Tls12) => &[&TLS12],
+            };
+        let builder = ServerConfig::builder_with_protocol_versions(versions);
+        let client_ca = match &self.settings.client_auth {
+            ClientAuth::Off => None,
+            ClientAuth::Optional { ca_file } => Some((ca_file, false)),
+            ClientAuth::Required { ca_file } => Some((ca_file, true)),
+        };
+        let builder = match client_ca {
+            None => builder.with_no_client_auth(),
+            Some((path, required)) => {
+                let mut verifier = WebPkiClientVerifier::builder(Arc::new(read_roots(path)?));
+                if !required {
+                    verifier = verifier.allow_unauthenticated();
+                }
+                let verifier = verifier.build().map_err(|e| ListenTlsError::File {
+                    path: path.clone(),
+                    why: e.to_string(),
+                })?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config =
+            builder.with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+impl ResolvesServerCert for ReloadableCert {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+fn read_pair(settings: &ListenerTls) -> Result<CertifiedKey, ListenTlsError> {
+    let file_error = |path: &PathBuf, why: String| ListenTlsError::File {
+        path: path.clone(),
+        why,
+    };
+    let chain = CertificateDer::pem_file_iter(&settings.cert_file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| file_error(&settings.cert_file, e.to_string()))?;
+    if chain.is_empty() {
+        return Err(file_error(
+            &settings.cert_file,
+            "holds no PEM certificate".to_owned(),
+        ));
+    }
+    let key = PrivateKeyDer::from_pem_file(&settings.key_file)
+        .map_err(|e| file_error(&settings.key_file, e.to_string()))?;
+    let signing_key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
+        .map_err(|e| file_error(&settings.key_file, e.to_string()))?;
+    let pair = CertifiedKey::new(chain, signing_key);
+    pair.keys_match()
+        .map_err(|e| file_error(&settings.key_file, e.to_string()))?;
+    Ok(pair)
+}
+
+fn read_roots(path: &PathBuf) -> Result<RootCertStore, ListenTlsError> {
+    let file_error = |why: String| ListenTlsError::File {
+        path: path.clone(),
+        why,
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| file_error(e.to_string()))? {
+        let certificate = certificate.map_err(|e| file_error(e.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|e| file_error(e.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(file_error("holds no PEM certificate".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Serves `router` on `listener` until `stop`, then lets open requests end (the caller bounds the wait).
+///
+/// A client has `head_timeout` to send a request's head.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    head_timeout: Duration,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let acceptor = tls.map(TlsAcceptor::from);
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &permits) => accepted,
+        };
+        let Some((stream, permit)) = accepted else {
+            continue;
+        };
+        let (acceptor, router, watcher) = (acceptor.clone(), router.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            match handshake(stream, acceptor).await {
+                Some(Either::Plain(stream)) => {
+                    connection(stream, head_timeout, router, watcher).await
+                }
+                Some(Either::Tls(stream)) => {
+                    connection(*stream, head_timeout, router, watcher).await
+                }
+                None => {}
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+/// Serves HTTP/1.1 or HTTP/2 on one connection until it ends.
+async fn connection<S>(stream: S, head_timeout: Duration, router: Router, watcher: Watcher)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout);
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(60)))
+        .max_concurrent_streams(256);
+    let service = TowerToHyperService::new(router);
+    let serving = http
+        .serve_connection(TokioIo::new(stream), service)
+        .into_owned();
+    if let Err(error) = watcher.watch(serving).await {
+        tracing::debug!(%error, "a client connection ended");
+    }
+}
+
+enum Either {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _peer)) => {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY was refused");
+            }
+            Some((stream, permit))
+        }
+        Err(error) => {
+            // Out of descriptors, usually: wait for some connection to end instead of spinning.
+            tracing::warn!(%error, "accepting a client connection failed");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+async fn handshake(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<Either> {
+    let Some(acceptor) = acceptor else {
+        return Some(Either::Plain(stream));
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Some(Either::Tls(Box::new(stream))),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client's TLS handshake failed");
+            None
+        }
+        Err(_elapsed) => {
+            tracing::debug!("a client's TLS handshake timed out");
+            None
+        }
+    }
+}

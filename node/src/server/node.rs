@@ -1,0 +1,290 @@
+//! The node as the API sees it: what phase it is in, who leads, and the hand-over of init and join to the lifecycle.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use async_trait::async_trait;
+use bytes::Bytes;
+use strongroom_api::{
+    core::Core,
+    ports::{
+        AnswerRequest, Challenge, ChallengeRequest, ForwardError, InitError, InitRequest,
+        InitResult, JoinError, JoinGrant, JoinRequest, LeaderStatus, Member, Node, Role,
+        SealStatus,
+    },
+};
+use strongroom_raft::Raft;
+use strongroom_seal::{
+    config::SealConfig,
+    hsm::{Health, Hsm},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    VERSION,
+    bundle::SealBundle,
+    forward::SharedForwarder,
+    join::{self, JoinGate},
+};
+use crate::{clock, config::Config};
+
+/// Where the node is in its life.
+pub(crate) enum Phase {
+    /// No cluster yet; holds why a join does not get on, for `seal-status`.
+    Uninitialized { why: Option<String> },
+    /// Keys are wrapped; holds why they stay so.
+    Sealed { config: SealConfig, why: String },
+    /// Raft runs and the keyring is open.
+    Unsealed(Arc<Running>),
+}
+
+/// Everything that exists only while unsealed.
+pub(crate) struct Running {
+    pub(crate) raft: Raft,
+    pub(crate) cluster_id: [u8; 16],
+    pub(crate) cluster_name: String,
+    pub(crate) bundle: SealBundle,
+    pub(crate) forwarder: SharedForwarder,
+    pub(crate) gate: JoinGate,
+    /// Set once this node's state holds the cluster's first entries.
+    pub(crate) core: ArcSwapOption<Core>,
+}
+
+/// What the lifecycle does on somebody's behalf.
+pub(crate) enum Order {
+    Init {
+        request: InitRequest,
+        reply: oneshot::Sender<Result<InitResult, InitError>>,
+    },
+    Join {
+        request: JoinRequest,
+        reply: oneshot::Sender<Result<bool, JoinError>>,
+    },
+}
+
+/// Shared by listeners and lifecycle.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) hsm: Hsm,
+    pub(crate) phase: ArcSwap<Phase>,
+    pub(crate) orders: mpsc::Sender<Order>,
+}
+
+impl Shared {
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.store(Arc::new(phase));
+    }
+
+    pub(crate) fn running(&self) -> Option<Arc<Running>> {
+        match &**self.phase.load() {
+            Phase::Unsealed(running) => Some(Arc::clone(running)),
+            Phase::Uninitialized { .. } | Phase::Sealed { .. } => None,
+        }
+    }
+
+    /// Sentences for `seal-status`: what keeps the node from serving, and how the HSM is.
+    fn warnings(&self, phase: &Phase) -> Vec<String> {
+        let mut warnings = Vec::new();
+        match phase {
+            Phase::Uninitialized { why: Some(why) } | Phase::Sealed { why, .. } => {
+                warnings.push(why.clone());
+            }
+            Phase::Uninitialized { why: None } | Phase::Unsealed(_) => {}
+        }
+        match self.hsm.health() {
+            Health::Ok | Health::Connecting => {}
+            health => warnings.push(format!("HSM: {health}")),
+        }
+        warnings
+    }
+}
+
+/// [`Node`] on the shared state.
+pub(crate) struct NodePort(pub(crate) Arc<Shared>);
+
+#[async_trait]
+impl Node for NodePort {
+    fn core(&self) -> Option<Arc<Core>> {
+        self.0
+            .running()
+            .and_then(|running| running.core.load_full())
+    }
+
+    fn role(&self) -> Role {
+        let Some(running) = self.0.running() else {
+            return Role::NoLeader;
+        };
+        let status = running.raft.status();
+        if status.is_ready_leader {
+            return Role::Leader;
+        }
+        let leader = status
+            .leader
+            .filter(|leader| *leader != status.raft_id)
+            .and_then(|leader| status.members.iter().find(|m| m.raft_id == leader));
+        match leader {
+            Some(member) => Role::Follower {
+                leader_api_addr: member.info.api_addr.clone(),
+            },
+            None => Role::NoLeader,
+        }
+    }
+
+    fn seal_status(&self) -> SealStatus {
+        let phase = self.0.phase.load();
+        let config = match &**phase {
+            Phase::Uninitialized { .. } => None,
+            Phase::Sealed { config, .. } => Some(config),
+            Phase::Unsealed(running) => Some(&running.bundle.config),
+        };
+        let running = self.0.running();
+        let sealed = self.core().is_none();
+        let open = running.as_ref().filter(|_| !sealed);
+        SealStatus {
+            seal_type: "pkcs11".to_owned(),
+            initialized: config.is_some(),
+            sealed,
+            t: config.map_or(0, |c| u32::from(c.recovery().threshold)),
+            n: config.map_or(0, |c| u32::from(c.recovery().shares)),
+            progress: 0,
+            nonce: String::new(),
+            version: VERSION.to_owned(),
+            build_date: super::BUILD_DATE.to_owned(),
+            migration: false,
+            cluster_name: open.map(|r| r.cluster_name.clone()),
+            cluster_id: open.map(|r| super::cluster_uuid(&r.cluster_id)),
+            recovery_seal: true,
+            recovery_seal_type: "shamir".to_owned(),
+            storage_type: "raft".to_owned(),
+            warnings: self.0.warnings(&phase),
+        }
+    }
+
+    fn leader_status(&self) -> LeaderStatus {
+        let status = self.0.running().map(|running| running.raft.status());
+        let leader = status.as_ref().and_then(|status| {
+            let id = status.leader?;
+            status.members.iter().find(|member| member.raft_id == id)
+        });
+        let is_self = status.as_ref().is_some_and(|s| s.is_ready_leader);
+        LeaderStatus {
+            ha_enabled: true,
+            is_self,
+            active_time: status
+                .as_ref()
+                .filter(|_| is_self)
+                .and_then(|s| s.leader_since_ms)
+                .map(clock::rfc3339),
+            leader_address: leader.map_or_else(String::new, |m| m.info.api_addr.clone()),
+            leader_cluster_address: leader
+                .map_or_else(String::new, |m| format!("https://{}", m.info.cluster_addr)),
+            performance_standby: false,
+            performance_standby_last_remote_wal: 0,
+            raft_committed_index: status.as_ref().map_or(0, |s| s.committed),
+            raft_applied_index: status.as_ref().map_or(0, |s| s.applied),
+        }
+    }
+
+    fn members(&self) -> (Vec<Member>, u64) {
+        let Some(running) = self.0.running() else {
+            return (Vec::new(), 0);
+        };
+        let status = running.raft.status();
+        let now = clock::now_ms();
+        let members = status.members.iter().map(|member| Member {
+            name: member.info.name.clone(),
+            hostname: member.info.hostname.clone(),
+            api_addr: member.info.api_addr.clone(),
+            cluster_addr: member.info.cluster_addr.clone(),
+            version: member.info.version.clone(),
+            leader: status.leader == Some(member.raft_id),
+            voter: member.voter,
+            last_echo: member.last_ack.map(|age| {
+                let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                clock::rfc3339(now.saturating_sub(age))
+            }),
+        });
+        (members.collect(), status.membership_index)
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<InitResult, InitError> {
+        if !matches!(&**self.0.phase.load(), Phase::Uninitialized { .. }) {
+            return Err(InitError::AlreadyInitialized);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .orders
+            .try_send(Order::Init { request, reply })
+            .map_err(|_| InitError::InProgress)?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(InitError::Failed("the node is shutting down".to_owned())))
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<bool, JoinError> {
+        if !matches!(&**self.0.phase.load(), Phase::Uninitialized { .. }) {
+            // As Vault does: a node that is in a cluster says so and changes nothing.
+            return Ok(true);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .orders
+            .try_send(Order::Join { request, reply })
+            .map_err(|_| {
+                JoinError::Unavailable("an initialization or a join is in progress".to_owned())
+            })?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(JoinError::Failed("the node is shutting down".to_owned())))
+    }
+
+    async fn join_challenge(&self, request: ChallengeRequest) -> Result<Challenge, JoinError> {
+        let running = self.leading()?;
+        running
+            .gate
+            .challenge(&self.0.hsm, &running.bundle.config, &request)
+            .await
+    }
+
+    async fn join_answer(&self, request: AnswerRequest) -> Result<JoinGrant, JoinError> {
+        let running = self.leading()?;
+        running.gate.verify(&request)?;
+        join::admit(
+            &running.raft,
+            &running.bundle,
+            &running.cluster_id,
+            &request,
+        )
+        .await
+    }
+
+    async fn forward(
+        &self,
+        request: http::Request<Bytes>,
+        deadline: Instant,
+    ) -> Result<http::Response<Bytes>, ForwardError> {
+        match self.0.running() {
+            Some(running) => running.forwarder.forward(request, deadline).await,
+            None => Err(ForwardError::NotSent("this node is sealed".to_owned())),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        clock::now_ms()
+    }
+}
+
+impl NodePort {
+    fn leading(&self) -> Result<Arc<Running>, JoinError> {
+        self.0
+            .running()
+            .filter(|running| running.raft.status().is_ready_leader)
+            .ok_or_else(|| JoinError::Unavailable("this node is not the leader".to_owned()))
+    }
+}
+
+/// How long the answer to an init waits for the node to serve; the keys exist by then, so it is given in any case.
+pub(crate) const INIT_GRACE: Duration = Duration::from_secs(20);

@@ -1,0 +1,210 @@
+//! The traits of `api` implemented on the types of `raft` and `seal`.
+
+use std::{sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use strongroom_api::ports::{
+    Barrier, BarrierError, Child, Expect, KeyStatus, SealWrap, Store, StoreError, StoredBatch,
+    Versioned,
+};
+use strongroom_raft::{Command, Op, ProposeError, Raft, ReadError, State, StateError};
+use strongroom_seal::{barrier, hsm::HsmError, wrap::SealWrapper};
+use zeroize::Zeroizing;
+
+use super::chain;
+use crate::clock;
+
+/// [`Store`] on the Raft node.
+pub(crate) struct StorePort(pub(crate) Raft);
+
+#[async_trait]
+impl Store for StorePort {
+    async fn linearize(&self, deadline: Instant) -> Result<(), StoreError> {
+        let index = self.0.read_index(deadline).await.map_err(read_error)?;
+        self.0
+            .wait_applied(index, deadline)
+            .await
+            .map_err(read_error)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+        let found = self.0.state().get(key).map_err(state_error)?;
+        Ok(found.map(|(mod_index, value)| Versioned { mod_index, value }))
+    }
+
+    fn keys(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        self.0
+            .state()
+            .keys(prefix, after, limit)
+            .map_err(state_error)
+    }
+
+    async fn commit(&self, batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError> {
+        let applied = self
+            .0
+            .propose(command(batch), deadline)
+            .await
+            .map_err(propose_error)?;
+        if applied.is_applied() {
+            Ok(applied.index)
+        } else {
+            Err(StoreError::CheckFailed)
+        }
+    }
+
+    fn indexes(&self) -> (u64, u64) {
+        let status = self.0.status();
+        (status.applied, status.committed)
+    }
+}
+
+/// The Raft command of a batch. The clock is read here, by the proposer, never in apply.
+pub(crate) fn command(batch: StoredBatch) -> Command {
+    let checks = batch.checks.into_iter().map(|(key, expect)| Op::Check {
+        key: key.into(),
+        expect: match expect {
+            Expect::Absent => strongroom_raft::Expect::Absent,
+            Expect::ModIndex(index) => strongroom_raft::Expect::ModIndex(index),
+        },
+    });
+    let puts = batch.puts.into_iter().map(|(key, value)| Op::Put {
+        key: key.into(),
+        value,
+    });
+    let deletes = batch
+        .deletes
+        .into_iter()
+        .map(|key| Op::Delete { key: key.into() });
+    Command {
+        request_id: batch.request_id,
+        proposed_at_ms: clock::now_ms(),
+        ops: checks.chain(puts).chain(deletes).collect(),
+    }
+}
+
+fn propose_error(error: ProposeError) -> StoreError {
+    match error {
+        ProposeError::NotLeader { .. } => StoreError::NotLeader,
+        ProposeError::NoQuorum => StoreError::NoQuorum,
+        ProposeError::Busy => StoreError::Busy,
+        ProposeError::TooLarge { len, max } => StoreError::TooLarge { len, max },
+        ProposeError::Unknown => StoreError::Unknown,
+        error @ ProposeError::Fatal(_) => StoreError::Fatal(chain(&error)),
+    }
+}
+
+fn read_error(error: ReadError) -> StoreError {
+    match error {
+        ReadError::NoQuorum => StoreError::NoQuorum,
+        error @ ReadError::Fatal(_) => StoreError::Fatal(chain(&error)),
+    }
+}
+
+fn state_error(error: StateError) -> StoreError {
+    StoreError::Fatal(chain(&error))
+}
+
+/// [`Barrier`] on the seal crate's; the state tells how many values the whole cluster has encrypted.
+pub(crate) struct BarrierPort {
+    inner: Arc<barrier::Barrier>,
+    state: Option<Arc<State>>,
+}
+
+impl BarrierPort {
+    pub(crate) fn new(inner: Arc<barrier::Barrier>, state: Option<Arc<State>>) -> Self {
+        Self { inner, state }
+    }
+}
+
+impl Barrier for BarrierPort {
+    fn key(&self, path: &str) -> Result<Vec<u8>, BarrierError> {
+        self.inner.key(path).map_err(barrier_error)
+    }
+
+    fn prefix(&self, folder: &str) -> Result<Vec<u8>, BarrierError> {
+        self.inner.prefix(folder).map_err(barrier_error)
+    }
+
+    fn child(&self, folder: &str, stored_key: &[u8]) -> Result<Child, BarrierError> {
+        let child = self
+            .inner
+            .child(folder, stored_key)
+            .map_err(barrier_error)?;
+        Ok(Child {
+            name: child.name,
+            is_folder: child.is_folder,
+            skip_to: child.skip_to,
+        })
+    }
+
+    fn seal(&self, path: &str, plaintext: &[u8]) -> Result<Vec<u8>, BarrierError> {
+        self.inner.seal(path, plaintext).map_err(barrier_error)
+    }
+
+    fn open(&self, path: &str, stored: &[u8]) -> Result<Zeroizing<Vec<u8>>, BarrierError> {
+        self.inner.open(path, stored).map_err(barrier_error)
+    }
+
+    fn hmac(&self, purpose: &'static str, data: &[u8]) -> [u8; 32] {
+        self.inner.hmac(purpose, data)
+    }
+
+    fn status(&self) -> KeyStatus {
+        let active = self.inner.active_key();
+        let puts = self.state.as_ref().map_or(0, |state| state.put_count());
+        KeyStatus {
+            term: active.term,
+            install_time_ms: active.install_time_ms,
+            encryptions: puts.saturating_sub(active.puts_at_install),
+        }
+    }
+}
+
+fn barrier_error(error: barrier::BarrierError) -> BarrierError {
+    match error {
+        barrier::BarrierError::Path(why) => BarrierError::Path(why),
+        barrier::BarrierError::Damaged => BarrierError::Damaged,
+        barrier::BarrierError::UnknownTerm(term) => BarrierError::UnknownTerm(term),
+        barrier::BarrierError::Exhausted => BarrierError::Exhausted,
+    }
+}
+
+/// [`SealWrap`] on the seal crate's.
+pub(crate) struct SealWrapPort(Arc<SealWrapper>);
+
+impl SealWrapPort {
+    pub(crate) fn new(inner: Arc<SealWrapper>) -> Self {
+        Self(inner)
+    }
+}
+
+#[async_trait]
+impl SealWrap for SealWrapPort {
+    fn is_wrapped(&self, stored: &[u8]) -> bool {
+        strongroom_seal::wrap::is_wrapped(stored)
+    }
+
+    async fn wrap(&self, path: &str, barrier_ciphertext: &[u8]) -> Result<Vec<u8>, BarrierError> {
+        self.0
+            .wrap(path, barrier_ciphertext)
+            .await
+            .map_err(hsm_error)
+    }
+
+    async fn unwrap(&self, path: &str, envelope: &[u8]) -> Result<Bytes, BarrierError> {
+        self.0.unwrap(path, envelope).await.map_err(hsm_error)
+    }
+}
+
+fn hsm_error(error: HsmError) -> BarrierError {
+    match error {
+        HsmError::Rejected => BarrierError::Damaged,
+        error => BarrierError::HsmUnavailable(chain(&error)),
+    }
+}
