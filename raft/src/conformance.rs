@@ -6,9 +6,7 @@ use openraft::{
 };
 use tempfile::TempDir;
 
-use crate::{
-    identity::Identity, log::LogStore, state::Machine, stores::Stores, types::TypeConfig,
-};
+use crate::{identity::Identity, log::LogStore, state::Machine, stores::Stores, types::TypeConfig};
 
 struct Builder;
 

@@ -225,7 +225,10 @@ mod tests {
         some().save(dir.path()).unwrap();
         some().save(dir.path()).unwrap();
         assert_eq!(Identity::load(dir.path()).unwrap(), Some(some()));
-        let other = Identity { raft_id: 8, ..some() };
+        let other = Identity {
+            raft_id: 8,
+            ..some()
+        };
         let error = other.save(dir.path()).unwrap_err();
         assert!(matches!(error, IdentityError::Taken { .. }), "{error}");
         assert_eq!(Identity::load(dir.path()).unwrap(), Some(some()));
@@ -239,7 +242,10 @@ mod tests {
             (String::new(), "damaged"),
             ("{}".to_owned(), "damaged"),
             (r#"{"version":2,"anything":1}"#.to_owned(), "version 2"),
-            (format!(r#"{{"version":1,"cluster_id":"{id}","raft_id":1}}"#), "damaged"),
+            (
+                format!(r#"{{"version":1,"cluster_id":"{id}","raft_id":1}}"#),
+                "damaged",
+            ),
             (
                 format!(r#"{{"version":1,"cluster_id":"{id}f","raft_id":1,"name":"a"}}"#),
                 "damaged",

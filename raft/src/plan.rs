@@ -112,6 +112,13 @@ mod tests {
 
     const FRESH: Duration = Duration::from_secs(1);
 
+    type Case = (
+        &'static str,
+        &'static [&'static [u64]],
+        Vec<Node>,
+        Option<Action>,
+    );
+
     struct Node(u64, &'static str, bool, Option<u64>, u64);
 
     /// Voters' ids, then every node: id, name, non-voter, matched, age of its answer in ms.
@@ -161,9 +168,14 @@ mod tests {
         };
         let one = || Node(1, "a", false, None, 0);
         let two = || Node(2, "b", false, Some(1000), 10);
-        let cases: Vec<(&str, &[&[u64]], Vec<Node>, Option<Action>)> = vec![
+        let cases: Vec<Case> = vec![
             ("nothing to do", &[&[1, 2]], vec![one(), two()], None),
-            ("joint", &[&[1], &[1, 2]], vec![one(), two()], Some(FinishJoint)),
+            (
+                "joint",
+                &[&[1], &[1, 2]],
+                vec![one(), two()],
+                Some(FinishJoint),
+            ),
             ("caught up", &[&[1]], vec![one(), two()], promote(2, &[])),
             (
                 "behind",
@@ -216,13 +228,21 @@ mod tests {
             (
                 "a second join before the first came up",
                 &[&[1]],
-                vec![one(), Node(5, "b", false, None, 0), Node(7, "b", false, None, 0)],
+                vec![
+                    one(),
+                    Node(5, "b", false, None, 0),
+                    Node(7, "b", false, None, 0),
+                ],
                 Some(DropLearner(5)),
             ),
             (
                 "a learner older than the voter of its name",
                 &[&[1, 7]],
-                vec![one(), Node(5, "b", false, Some(1000), 10), Node(7, "b", false, Some(1000), 10)],
+                vec![
+                    one(),
+                    Node(5, "b", false, Some(1000), 10),
+                    Node(7, "b", false, Some(1000), 10),
+                ],
                 Some(DropLearner(5)),
             ),
             (

@@ -253,9 +253,7 @@ impl From<&Entry> for EntryProto {
             payload: Some(match &entry.payload {
                 EntryPayload::Blank => PayloadProto::Blank(true),
                 EntryPayload::Normal(command) => PayloadProto::Normal(command.0.clone()),
-                EntryPayload::Membership(membership) => {
-                    PayloadProto::Membership(membership.into())
-                }
+                EntryPayload::Membership(membership) => PayloadProto::Membership(membership.into()),
             }),
         }
     }

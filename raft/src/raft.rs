@@ -361,10 +361,7 @@ impl Raft {
             applied,
             last_log: metrics.last_log_index.unwrap_or(0),
             members: members(metrics),
-            membership_index: metrics
-                .membership_config
-                .log_id()
-                .map_or(0, |id| id.index),
+            membership_index: metrics.membership_config.log_id().map_or(0, |id| id.index),
         })
     }
 

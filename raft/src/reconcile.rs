@@ -124,11 +124,12 @@ pub(crate) async fn change(
 }
 
 /// Takes a Raft id that was never used and never will be again, and adds its node as a learner.
-pub(crate) async fn add_node(
-    services: &Services,
-    info: PeerInfo,
-) -> Result<u64, MembershipError> {
-    let blank = services.core.write_blank().await.map_err(membership_error)?;
+pub(crate) async fn add_node(services: &Services, info: PeerInfo) -> Result<u64, MembershipError> {
+    let blank = services
+        .core
+        .write_blank()
+        .await
+        .map_err(membership_error)?;
     let id = blank.log_id.index;
     loop {
         let added = services.core.add_learner(id, info.clone(), false).await;
@@ -149,14 +150,16 @@ fn membership_error(error: WriteError) -> MembershipError {
         RaftError::Fatal(fatal) => MembershipError::Fatal(fatal.to_string()),
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => not_leader(&forward),
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => MembershipError::NoQuorum,
-        RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => {
-            MembershipError::InProgress
-        }
+        RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => MembershipError::InProgress,
         RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
-            ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
-                MembershipError::InProgress
+            ChangeMembershipError::InProgress(_)
+            | ChangeMembershipError::UncommittedLeaderLog(_) => MembershipError::InProgress,
+            error @ (ChangeMembershipError::EmptyMembership(_)
+            | ChangeMembershipError::LearnerNotFound(_)
+            | ChangeMembershipError::UnsupportedMembershipTransition(_)
+            | ChangeMembershipError::NodeMetadataChanged(_)) => {
+                MembershipError::Refused(error.to_string())
             }
-            error => MembershipError::Refused(error.to_string()),
         },
     }
 }

@@ -83,15 +83,15 @@ pub(crate) fn open_read_only(kind: Kind, path: &Path) -> Result<DB, OpenError> {
 }
 
 fn open_error(path: &Path, source: rocksdb::Error) -> OpenError {
-    match source.kind() {
-        rocksdb::ErrorKind::Corruption => OpenError::Damaged {
+    if source.kind() == rocksdb::ErrorKind::Corruption {
+        return OpenError::Damaged {
             path: path.to_owned(),
             why: source.to_string(),
-        },
-        _ => OpenError::Database {
-            path: path.to_owned(),
-            source,
-        },
+        };
+    }
+    OpenError::Database {
+        path: path.to_owned(),
+        source,
     }
 }
 

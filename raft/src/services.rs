@@ -153,9 +153,8 @@ impl Services {
         if self.leads() {
             return self.set_info(self.raft_id, info).await;
         }
-        let on_record = self.metrics(|metrics| {
-            metrics.membership_config.get_node(&self.raft_id) == Some(&info)
-        });
+        let on_record = self
+            .metrics(|metrics| metrics.membership_config.get_node(&self.raft_id) == Some(&info));
         if on_record {
             return Ok(());
         }
@@ -179,9 +178,7 @@ impl Services {
 }
 
 /// Time since an instant of openraft's.
-pub(crate) fn age(
-    instant: &openraft::alias::SerdeInstantOf<crate::types::TypeConfig>,
-) -> Duration {
+pub(crate) fn age(instant: &openraft::alias::SerdeInstantOf<crate::types::TypeConfig>) -> Duration {
     use openraft::Instant as _;
     instant.elapsed()
 }
@@ -208,7 +205,11 @@ async fn ask_leader(
     let (Some(links), Some(leader)) = (links, leader) else {
         return Err(ProbeError::NoLeader);
     };
-    match links.control(leader).call(Call::ReadIndex(true), limit).await {
+    match links
+        .control(leader)
+        .call(Call::ReadIndex(true), limit)
+        .await
+    {
         Ok(Reply::ReadIndex(index)) => Ok(index),
         Ok(_) => Err(ProbeError::NoLeader),
         Err(_) => Err(ProbeError::NoQuorum),

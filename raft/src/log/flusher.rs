@@ -144,7 +144,9 @@ fn run(shared: &Shared, db: &DB, witness: &Witness) {
                 {
                     tracing::warn!(%error, "the log's witness file cannot be written; damage of the log's tail may go unnoticed");
                 }
-                shared.progress.send_modify(|p| p.batches = p.batches.max(upto));
+                shared
+                    .progress
+                    .send_modify(|p| p.batches = p.batches.max(upto));
                 complete_all(waiters, None);
             }
             Err(error) => {

@@ -251,7 +251,11 @@ impl LogStore {
         (writer.purged, writer.last)
     }
 
-    fn append(&self, entries: Vec<Entry>, callback: IOFlushed<crate::types::TypeConfig>) -> io::Result<()> {
+    fn append(
+        &self,
+        entries: Vec<Entry>,
+        callback: IOFlushed<crate::types::TypeConfig>,
+    ) -> io::Result<()> {
         let mut writer = lock(&self.0.writer);
         let number = writer.write(|db, batch| {
             let log = cf(db, CF_LOG)?;
@@ -268,7 +272,11 @@ impl LogStore {
             writer.pending.push_back((last.log_id.index, number));
         }
         let durable = self.0.flusher.progress().borrow().batches;
-        while writer.pending.front().is_some_and(|(_, batch)| *batch <= durable) {
+        while writer
+            .pending
+            .front()
+            .is_some_and(|(_, batch)| *batch <= durable)
+        {
             writer.pending.pop_front();
         }
         for entry in entries {
@@ -282,7 +290,11 @@ impl LogStore {
     fn save_vote(&self, vote: &Vote) -> io::Result<oneshot::Receiver<io::Result<()>>> {
         let mut writer = lock(&self.0.writer);
         let number = writer.write(|db, batch| {
-            batch.put_cf(cf(db, CF_META)?, META_VOTE, VoteProto::from(vote).encode_to_vec());
+            batch.put_cf(
+                cf(db, CF_META)?,
+                META_VOTE,
+                VoteProto::from(vote).encode_to_vec(),
+            );
             Ok(())
         })?;
         writer.vote = Some(*vote);
@@ -346,11 +358,7 @@ impl LogStore {
         writer.write(|db, batch| {
             let id = LogIdProto::from(&upto).encode_to_vec();
             batch.put_cf(cf(db, CF_META)?, META_PURGED, id);
-            batch.delete_range_cf(
-                cf(db, CF_LOG)?,
-                keys::log(first),
-                keys::log(upto.index + 1),
-            );
+            batch.delete_range_cf(cf(db, CF_LOG)?, keys::log(first), keys::log(upto.index + 1));
             Ok(())
         })?;
         writer.purged = Some(upto);
@@ -501,8 +509,7 @@ pub(crate) fn entries(db: &DB) -> io::Result<impl Iterator<Item = io::Result<Ent
     let iterator = db.iterator_cf(cf(db, CF_LOG)?, IteratorMode::Start);
     Ok(iterator.map(|item| {
         let (key, value) = item.map_err(io::Error::other)?;
-        let index =
-            keys::be_u64(&key).ok_or_else(|| io::Error::other("a log key is malformed"))?;
+        let index = keys::be_u64(&key).ok_or_else(|| io::Error::other("a log key is malformed"))?;
         record::decode(index, &value)
     }))
 }

@@ -134,7 +134,10 @@ async fn a_damaged_log_is_refused_and_never_shortened_silently() {
     // Every kind of damage at places spread over the whole file, record headers included.
     for place in (0..good.len()).step_by(good.len() / 24) {
         for (kind, damage) in [
-            ("flip", (|bytes, at| bytes[at] ^= 0x10) as fn(&mut Vec<u8>, usize)),
+            (
+                "flip",
+                (|bytes, at| bytes[at] ^= 0x10) as fn(&mut Vec<u8>, usize),
+            ),
             ("zero", |bytes, at| {
                 let end = bytes.len().min(at + 64);
                 bytes[at..end].fill(0);
@@ -154,7 +157,10 @@ async fn a_damaged_log_is_refused_and_never_shortened_silently() {
             }
         }
     }
-    assert!(refused > tried / 2, "{refused} of {tried}: the damage missed its aim");
+    assert!(
+        refused > tried / 2,
+        "{refused} of {tried}: the damage missed its aim"
+    );
 }
 
 #[tokio::test]
@@ -164,7 +170,8 @@ async fn a_damaged_record_in_a_table_file_is_refused() {
     let db = rocks::open(Kind::Log, dir.path()).unwrap();
     let mut record = record::encode(&entry(3));
     record[20] ^= 1;
-    db.put_cf(cf(&db, CF_LOG).unwrap(), keys::log(3), record).unwrap();
+    db.put_cf(cf(&db, CF_LOG).unwrap(), keys::log(3), record)
+        .unwrap();
     drop(db);
     let error = open(dir.path()).map(|_| ()).unwrap_err();
     let OpenError::Damaged { why, .. } = &error else {
@@ -188,7 +195,10 @@ async fn a_hole_and_a_lost_vote_are_refused() {
         db.delete_cf(cf(&db, key_family).unwrap(), key).unwrap();
         drop(db);
         let opened = open(dir.path()).map(|_| ());
-        assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{what}: {opened:?}");
+        assert!(
+            matches!(opened, Err(OpenError::Damaged { .. })),
+            "{what}: {opened:?}"
+        );
     }
 }
 
@@ -199,7 +209,8 @@ async fn what_an_earlier_start_has_checked_is_not_read_again() {
     open(dir.path()).unwrap().close();
     // Below the mark: found when it is read, not at the start.
     let db = rocks::open(Kind::Log, dir.path()).unwrap();
-    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(3)).unwrap();
+    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(3))
+        .unwrap();
     drop(db);
     let mut log = open(dir.path()).unwrap();
     assert!(log.try_get_log_entries(2..5).await.is_err());
@@ -212,16 +223,22 @@ async fn a_truncated_log_is_checked_again_where_it_was_rewritten() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 10).await;
     let mut log = open(dir.path()).unwrap();
-    RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 4))).await.unwrap();
+    RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 4)))
+        .await
+        .unwrap();
     for index in 5..9 {
         log.blocking_append([entry(index)]).await.unwrap();
     }
     log.close();
     let db = rocks::open(Kind::Log, dir.path()).unwrap();
-    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(6)).unwrap();
+    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(6))
+        .unwrap();
     drop(db);
     let opened = open(dir.path()).map(|_| ());
-    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+    assert!(
+        matches!(opened, Err(OpenError::Damaged { .. })),
+        "{opened:?}"
+    );
 }
 
 #[tokio::test]
@@ -232,7 +249,16 @@ async fn reads_are_the_same_from_memory_and_from_disk() {
     for index in 30..40 {
         log.blocking_append([entry(index)]).await.unwrap();
     }
-    for (start, end) in [(0, 40), (0, 30), (25, 35), (30, 40), (35, 36), (39, 99), (40, 99), (7, 7)] {
+    for (start, end) in [
+        (0, 40),
+        (0, 30),
+        (25, 35),
+        (30, 40),
+        (35, 36),
+        (39, 99),
+        (40, 99),
+        (7, 7),
+    ] {
         let found = log.try_get_log_entries(start..end).await.unwrap();
         let want: Vec<Entry> = (start..end.min(40)).map(entry).collect();
         assert_eq!(found, want, "{start}..{end}");
@@ -251,10 +277,16 @@ async fn an_entry_is_durable_when_its_own_batch_is() {
     log.blocking_append([entry(0), entry(1)]).await.unwrap();
     log.wait_durable(1).await.unwrap();
     let before = log.progress().borrow().batches;
-    RaftLogStorage::append(&mut log, [entry(2)], IOFlushed::noop()).await.unwrap();
+    RaftLogStorage::append(&mut log, [entry(2)], IOFlushed::noop())
+        .await
+        .unwrap();
     log.wait_durable(2).await.unwrap();
     assert!(log.progress().borrow().batches > before);
     log.close();
-    assert!(RaftLogStorage::append(&mut log, [entry(3)], IOFlushed::noop()).await.is_err());
+    assert!(
+        RaftLogStorage::append(&mut log, [entry(3)], IOFlushed::noop())
+            .await
+            .is_err()
+    );
     assert!(RaftLogStorage::save_vote(&mut log, &vote()).await.is_err());
 }

@@ -104,7 +104,11 @@ mod tests {
             assert_eq!(testimony(&bad), Testimony::Unreadable, "bit {bit}");
         }
         for len in 1..LEN {
-            assert_eq!(testimony(&good[..len]), Testimony::Unreadable, "length {len}");
+            assert_eq!(
+                testimony(&good[..len]),
+                Testimony::Unreadable,
+                "length {len}"
+            );
         }
     }
 }

@@ -78,10 +78,7 @@ where
         let Some(connection) = self.lane.connection.as_mut() else {
             return Err(io::Error::from(io::ErrorKind::NotConnected));
         };
-        while !self.input_ended
-            && self.under_way.len() < MAX_REQUESTS
-            && self.bytes < MAX_BYTES
-        {
+        while !self.input_ended && self.under_way.len() < MAX_REQUESTS && self.bytes < MAX_BYTES {
             match Pin::new(&mut *connection).poll_ready(cx)? {
                 Poll::Pending => break,
                 Poll::Ready(()) => {}

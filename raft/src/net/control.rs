@@ -105,11 +105,7 @@ impl ControlLink {
             down: Arc::clone(&self.down),
         };
         let closing = self.closing.clone();
-        tokio::spawn(async move {
-            closing
-                .run_until_cancelled(connection.run(receiver))
-                .await
-        });
+        tokio::spawn(async move { closing.run_until_cancelled(connection.run(receiver)).await });
         calls.insert(sender).clone()
     }
 }

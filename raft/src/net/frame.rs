@@ -93,8 +93,12 @@ impl Decoder for FrameCodec {
         }
         let mut frame = src.split_to(LENGTH + length).freeze();
         frame.advance(LENGTH);
-        let (kind, flags, zero, seq) =
-            (frame.get_u8(), frame.get_u8(), frame.get_u16(), frame.get_u64());
+        let (kind, flags, zero, seq) = (
+            frame.get_u8(),
+            frame.get_u8(),
+            frame.get_u16(),
+            frame.get_u64(),
+        );
         let Some(kind) = Kind::of(kind) else {
             return Err(invalid(format!("a frame of unknown kind {kind}")));
         };
@@ -149,14 +153,17 @@ mod tests {
             Just(Kind::Call),
             Just(Kind::Reply)
         ];
-        (kind, any::<(u8, u64)>(), proptest::collection::vec(any::<u8>(), 0..300)).prop_map(
-            |(kind, (flags, seq), body)| Frame {
+        (
+            kind,
+            any::<(u8, u64)>(),
+            proptest::collection::vec(any::<u8>(), 0..300),
+        )
+            .prop_map(|(kind, (flags, seq), body)| Frame {
                 kind,
                 flags,
                 seq,
                 body: body.into(),
-            },
-        )
+            })
     }
 
     proptest! {
@@ -193,8 +200,14 @@ mod tests {
         for (header, why) in [
             (&[0xff, 0xff, 0xff, 0xff][..], "too long"),
             (&[0, 0, 0, 11], "too short"),
-            (&[0, 0, 0, 12, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "unknown kind"),
-            (&[0, 0, 0, 12, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], "not zero"),
+            (
+                &[0, 0, 0, 12, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                "unknown kind",
+            ),
+            (
+                &[0, 0, 0, 12, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+                "not zero",
+            ),
         ] {
             let mut src = BytesMut::from(header);
             assert!(FrameCodec.decode(&mut src).is_err(), "{why}");

@@ -11,7 +11,6 @@ mod peer;
 mod server;
 mod wire;
 
-pub use self::{peer::ALPN, server::IncomingStream};
 pub(crate) use self::{
     control::CallError,
     network::{Factory, Links},
@@ -19,3 +18,4 @@ pub(crate) use self::{
     server::Server,
     wire::{Call, Reply},
 };
+pub use self::{peer::ALPN, server::IncomingStream};

@@ -16,7 +16,9 @@ use openraft::{
         Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
         RaftNetworkFactory,
     },
-    raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse},
+    raft::{
+        SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -120,19 +122,13 @@ impl Factory {
 }
 
 impl Client {
-    fn links(&self) -> Result<&Arc<Links>, RpcError> {
-        self.links
-            .as_ref()
-            .ok_or_else(|| unreachable("this node has no cluster network"))
-    }
-
     async fn call(
         &self,
         action: RPCTypes,
         call: Call,
         option: &RPCOption,
     ) -> Result<Reply, RpcError> {
-        let links = self.links()?;
+        let links = self.links.as_ref().ok_or_else(no_network)?;
         let limit = option.hard_ttl();
         let link = links.control(self.id);
         match link.call(call, limit).await {
@@ -145,9 +141,7 @@ impl Client {
                 timeout: limit,
             })),
             Err(error @ CallError::Unreachable(_)) => Err(unreachable(&error.to_string())),
-            Err(error @ (CallError::Busy | CallError::Broken)) => {
-                Err(network(&error.to_string()))
-            }
+            Err(error @ (CallError::Busy | CallError::Broken)) => Err(network(&error.to_string())),
         }
     }
 
@@ -157,10 +151,10 @@ impl Client {
         option: &RPCOption,
     ) -> Result<AppendResult, RpcError> {
         let call = Call::Append(Append::from(&request));
-        match self.call(RPCTypes::AppendEntries, call, option).await? {
-            Reply::Append(reply) => reply.into_result().map_err(|why| network(&why)),
-            _ => Err(wrong_answer()),
-        }
+        let Reply::Append(reply) = self.call(RPCTypes::AppendEntries, call, option).await? else {
+            return Err(wrong_answer());
+        };
+        reply.into_result().map_err(|why| network(&why))
     }
 }
 
@@ -170,6 +164,10 @@ fn unreachable(why: &str) -> RpcError {
 
 fn network(why: &str) -> RpcError {
     RPCError::Network(NetworkError::from_string(why))
+}
+
+fn no_network() -> RpcError {
+    unreachable("this node has no cluster network")
 }
 
 fn wrong_answer() -> RpcError {
@@ -190,7 +188,7 @@ impl NetStreamAppend<TypeConfig> for Client {
                 let client: &'s Self = self;
                 return Ok(client.heartbeats(input, option));
             }
-            let links = Arc::clone(self.links()?);
+            let links = self.links.clone().ok_or_else(no_network)?;
             let LaneKind::Append(lane) = &mut self.lane else {
                 return Err(wrong_answer());
             };
@@ -234,10 +232,10 @@ impl NetVote<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let call = Call::Vote((&rpc).into());
-        match self.call(RPCTypes::Vote, call, &option).await? {
-            Reply::Vote(reply) => reply.try_into().map_err(|_| wrong_answer()),
-            _ => Err(wrong_answer()),
-        }
+        let Reply::Vote(reply) = self.call(RPCTypes::Vote, call, &option).await? else {
+            return Err(wrong_answer());
+        };
+        reply.try_into().map_err(|_| wrong_answer())
     }
 
     async fn pre_vote(
@@ -246,10 +244,10 @@ impl NetVote<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let call = Call::PreVote((&rpc).into());
-        match self.call(RPCTypes::Vote, call, &option).await? {
-            Reply::Vote(reply) => reply.try_into().map_err(|_| wrong_answer()),
-            _ => Err(wrong_answer()),
-        }
+        let Reply::Vote(reply) = self.call(RPCTypes::Vote, call, &option).await? else {
+            return Err(wrong_answer());
+        };
+        reply.try_into().map_err(|_| wrong_answer())
     }
 }
 
@@ -260,10 +258,11 @@ impl NetTransferLeader<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
         let call = Call::Transfer((&request).into());
-        match self.call(RPCTypes::TransferLeader, call, &option).await? {
-            Reply::Transfer(reply) => TransferResult::try_from(reply).map_err(|_| wrong_answer()),
-            _ => Err(wrong_answer()),
-        }
+        let answer = self.call(RPCTypes::TransferLeader, call, &option).await?;
+        let Reply::Transfer(reply) = answer else {
+            return Err(wrong_answer());
+        };
+        TransferResult::try_from(reply).map_err(|_| wrong_answer())
     }
 }
 

@@ -59,9 +59,11 @@ fn parse_dns_name(name: &str) -> Option<([u8; 16], u64)> {
 pub(crate) fn certificate_identity(certificate: &CertificateDer<'_>) -> Option<([u8; 16], u64)> {
     let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
-    let mut found = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => parse_dns_name(name),
-        _ => None,
+    let mut found = names.value.general_names.iter().filter_map(|name| {
+        let GeneralName::DNSName(name) = name else {
+            return None;
+        };
+        parse_dns_name(name)
     });
     let identity = found.next()?;
     // A certificate that stands for two nodes stands for none.

@@ -164,7 +164,10 @@ impl Server {
             tracing::warn!(node = from, "a node that is no member was turned away");
             return Err(io::Error::other("a stream from no member"));
         }
-        let owner = self.streams.iter().find(|(name, _)| name.as_bytes() == alpn);
+        let owner = self
+            .streams
+            .iter()
+            .find(|(name, _)| name.as_bytes() == alpn);
         let Some((_, owner)) = owner else {
             return Err(io::Error::other("a protocol nobody speaks here"));
         };
@@ -337,9 +340,8 @@ impl Server {
     }
 }
 
-type Results = Pin<
-    Box<dyn Stream<Item = Result<AppendResult, openraft::errors::Fatal<TypeConfig>>> + Send>,
->;
+type Results =
+    Pin<Box<dyn Stream<Item = Result<AppendResult, openraft::errors::Fatal<TypeConfig>>> + Send>>;
 
 /// One session on an append connection: requests handed to openraft, answers awaited in order.
 struct AppendSession {
@@ -352,9 +354,12 @@ struct AppendSession {
 impl AppendSession {
     fn new(core: &Core) -> Self {
         let (requests, receiver) = mpsc::channel(MAX_APPENDS);
-        let input = stream::unfold(receiver, |mut receiver: mpsc::Receiver<AppendRequest>| async {
-            receiver.recv().await.map(|request| (request, receiver))
-        });
+        let input = stream::unfold(
+            receiver,
+            |mut receiver: mpsc::Receiver<AppendRequest>| async {
+                receiver.recv().await.map(|request| (request, receiver))
+            },
+        );
         Self {
             requests,
             results: Box::pin(core.stream_append(Box::pin(input))),
@@ -367,11 +372,7 @@ impl AppendSession {
     }
 }
 
-fn take_append(
-    core: &Core,
-    session: &mut Option<AppendSession>,
-    frame: Frame,
-) -> io::Result<()> {
+fn take_append(core: &Core, session: &mut Option<AppendSession>, frame: Frame) -> io::Result<()> {
     if frame.kind != Kind::Append {
         return Err(io::Error::other("a frame that is no append"));
     }
@@ -406,5 +407,8 @@ async fn next_result(
     };
     let result = session.results.next().await;
     session.under_way.pop_front();
-    (seq, result.map(|result| result.map_err(|fatal| fatal.to_string())))
+    (
+        seq,
+        result.map(|result| result.map_err(|fatal| fatal.to_string())),
+    )
 }

@@ -108,7 +108,9 @@ impl TryFrom<Append> for AppendRequest {
 
 /// The message form of a request that must stay whole for the answer: the first entry has to follow `prev`.
 pub(crate) fn is_contiguous(request: &AppendRequest) -> bool {
-    let mut next = request.prev_log_id.map_or(0, |id| id.index.saturating_add(1));
+    let mut next = request
+        .prev_log_id
+        .map_or(0, |id| id.index.saturating_add(1));
     request.entries.iter().all(|entry| {
         let fits = entry.log_id.index == next;
         next = next.saturating_add(1);
@@ -168,9 +170,7 @@ impl From<&AppendResult> for AppendReply {
                 Ok(Some(id)) => AppendOutcome::Matched(id.into()),
                 Ok(None) => AppendOutcome::MatchedNothing(true),
                 Err(StreamAppendError::Conflict(id)) => AppendOutcome::Conflict(id.into()),
-                Err(StreamAppendError::HigherVote(vote)) => {
-                    AppendOutcome::HigherVote(vote.into())
-                }
+                Err(StreamAppendError::HigherVote(vote)) => AppendOutcome::HigherVote(vote.into()),
             }),
         }
     }
@@ -316,7 +316,11 @@ impl TryFrom<TransferCall> for TransferLeaderRequest<TypeConfig> {
     type Error = ProtoError;
 
     fn try_from(call: TransferCall) -> Result<Self, ProtoError> {
-        Ok(Self::new(vote_of(call.from)?, call.to, log_id_of(call.last)))
+        Ok(Self::new(
+            vote_of(call.from)?,
+            call.to,
+            log_id_of(call.last),
+        ))
     }
 }
 
@@ -380,18 +384,16 @@ impl TryFrom<TransferReply> for TransferResult {
     type Error = ProtoError;
 
     fn try_from(reply: TransferReply) -> Result<Self, ProtoError> {
-        Ok(
-            match reply.outcome.ok_or(ProtoError::Missing("outcome"))? {
-                TransferOutcome::Accepted(_) => Ok(()),
-                TransferOutcome::VoteChanged(votes) => Err(TransferLeaderError::VoteChanged {
-                    expected: vote_of(votes.expected)?,
-                    actual: vote_of(votes.actual)?,
-                }),
-                TransferOutcome::LogNotFlushed(ids) => Err(TransferLeaderError::LogNotFlushed {
-                    expected: log_id_of(ids.expected),
-                    actual: log_id_of(ids.actual),
-                }),
-            },
-        )
+        Ok(match reply.outcome.ok_or(ProtoError::Missing("outcome"))? {
+            TransferOutcome::Accepted(_) => Ok(()),
+            TransferOutcome::VoteChanged(votes) => Err(TransferLeaderError::VoteChanged {
+                expected: vote_of(votes.expected)?,
+                actual: vote_of(votes.actual)?,
+            }),
+            TransferOutcome::LogNotFlushed(ids) => Err(TransferLeaderError::LogNotFlushed {
+                expected: log_id_of(ids.expected),
+                actual: log_id_of(ids.actual),
+            }),
+        })
     }
 }

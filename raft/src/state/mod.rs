@@ -23,8 +23,8 @@ use prost::Message;
 use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
-pub(crate) use self::{machine::Machine, snapshot::SnapshotDir};
 use self::apply::{Change, Changes, View};
+pub(crate) use self::{machine::Machine, snapshot::SnapshotDir};
 use crate::{
     command::{Applied, Outcome},
     error::{OpenError, StateError},
@@ -258,7 +258,11 @@ fn batch_of(db: &DB, changes: &Changes, position: &mut Position) -> io::Result<W
     }
     if let Some(applied) = changes.applied {
         position.applied = Some(applied);
-        batch.put_cf(meta, META_APPLIED, LogIdProto::from(&applied).encode_to_vec());
+        batch.put_cf(
+            meta,
+            META_APPLIED,
+            LogIdProto::from(&applied).encode_to_vec(),
+        );
     }
     if let Some(membership) = &changes.membership {
         position.membership = membership.clone();
@@ -389,7 +393,10 @@ pub(crate) fn generation_dir(dir: &Path, number: u64) -> PathBuf {
 
 /// The commit point of a change of generation.
 fn set_current(dir: &Path, number: u64) -> io::Result<()> {
-    write_atomically(&dir.join(CURRENT_FILE), format!("gen-{number}\n").as_bytes())
+    write_atomically(
+        &dir.join(CURRENT_FILE),
+        format!("gen-{number}\n").as_bytes(),
+    )
 }
 
 #[cfg(test)]

@@ -96,9 +96,9 @@ fn build(state: &State) -> io::Result<Snapshot> {
         .and_then(|checkpoint| checkpoint.create_checkpoint_with_log_size(&aside, 0))
         .map_err(io::Error::other)?;
     let position = position_of(&aside)?;
-    let (index, term, node) = position
-        .applied
-        .map_or((0, 0, 0), |id| (id.index, id.leader_id.term, id.leader_id.node_id));
+    let (index, term, node) = position.applied.map_or((0, 0, 0), |id| {
+        (id.index, id.leader_id.term, id.leader_id.node_id)
+    });
     let path = root.join(format!("{index}-{term}-{node}"));
     remove_dir(&path)?;
     fs::rename(&aside, &path)?;
@@ -164,7 +164,9 @@ fn install_now(state: &State, meta: &Meta, from: &Path) -> io::Result<()> {
     let db = rocks::open(Kind::State, &path).map_err(io::Error::other)?;
     let position = read_position(&db)?;
     if position.applied != meta.last_log_id || position.membership != meta.last_membership {
-        return Err(io::Error::other("the snapshot is not what it was announced as"));
+        return Err(io::Error::other(
+            "the snapshot is not what it was announced as",
+        ));
     }
     adopt(&db, state)?;
     set_current(&state.dir, number)?;
@@ -182,9 +184,9 @@ fn install_now(state: &State, meta: &Meta, from: &Path) -> io::Result<()> {
 /// The installed snapshot is this node's newest one too.
 fn keep_as_snapshot(state: &State, meta: &Meta, from: &Path) -> io::Result<()> {
     let root = root(state);
-    let (index, term, node) = meta
-        .last_log_id
-        .map_or((0, 0, 0), |id| (id.index, id.leader_id.term, id.leader_id.node_id));
+    let (index, term, node) = meta.last_log_id.map_or((0, 0, 0), |id| {
+        (id.index, id.leader_id.term, id.leader_id.node_id)
+    });
     let path = root.join(format!("{index}-{term}-{node}"));
     if path == from {
         return Ok(());

@@ -33,7 +33,10 @@ fn put(index: u64, key: &'static str) -> Entry {
 async fn apply(stores: &Stores, entries: Vec<Entry>) {
     let mut machine = Machine::new(stores.state(), stores.log.clone());
     let items = entries.into_iter().map(|entry| Ok((entry, None)));
-    machine.apply(futures_util::stream::iter(items)).await.unwrap();
+    machine
+        .apply(futures_util::stream::iter(items))
+        .await
+        .unwrap();
 }
 
 async fn append(log: &LogStore, entries: Vec<Entry>) {
@@ -97,7 +100,10 @@ async fn a_snapshot_moves_the_state_to_another_node() {
     assert_eq!(state.put_count(), 2);
     assert!(state.get(b"b").unwrap().is_some());
     assert!(state.get(b"z").unwrap().is_none() && state.get(b"c").unwrap().is_none());
-    assert_eq!(current_generation(&there.path().join("state")).unwrap(), Some(2));
+    assert_eq!(
+        current_generation(&there.path().join("state")).unwrap(),
+        Some(2)
+    );
     assert!(!there.path().join("state/gen-1").exists());
     state.close();
     // It is the second node's own state now.
@@ -113,17 +119,27 @@ async fn a_snapshot_of_another_cluster_is_refused() {
     let source = Stores::open(here.path(), &identity(1)).unwrap();
     apply(&source, vec![put(0, "a")]).await;
     let mut machine = Machine::new(source.state(), source.log.clone());
-    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let snapshot = machine
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .unwrap();
     let other = Identity {
         cluster_id: [3; 16],
         ..identity(2)
     };
     let target = Stores::open(there.path(), &other).unwrap();
     let mut installer = Machine::new(target.state(), target.log.clone());
-    let refused = installer.install_snapshot(&snapshot.meta, snapshot.snapshot).await;
+    let refused = installer
+        .install_snapshot(&snapshot.meta, snapshot.snapshot)
+        .await;
     assert!(refused.unwrap_err().to_string().contains("another cluster"));
     assert_eq!(target.state().applied(), 0);
-    assert_eq!(current_generation(&there.path().join("state")).unwrap(), Some(1));
+    assert_eq!(
+        current_generation(&there.path().join("state")).unwrap(),
+        Some(1)
+    );
     source.close().await;
     target.close().await;
 }
@@ -135,15 +151,22 @@ fn unknown_layouts_and_damaged_pointers_are_refused() {
     state.close();
     std::fs::write(dir.path().join(CURRENT_FILE), "gen-one\n").unwrap();
     let damaged = State::open(dir.path(), &identity(1));
-    assert!(matches!(damaged, Err(OpenError::Damaged { .. })), "{damaged:?}");
+    assert!(
+        matches!(damaged, Err(OpenError::Damaged { .. })),
+        "{damaged:?}"
+    );
     set_current(dir.path(), 1).unwrap();
     let db = rocks::open(Kind::State, &generation_dir(dir.path(), 1)).unwrap();
     let mut value = keys::format_value(&[2; 16], 1);
     value[3] = 9;
-    db.put_cf(cf(&db, CF_META).unwrap(), META_FORMAT, value).unwrap();
+    db.put_cf(cf(&db, CF_META).unwrap(), META_FORMAT, value)
+        .unwrap();
     drop(db);
     let unknown = State::open(dir.path(), &identity(1));
-    assert!(matches!(unknown, Err(OpenError::UnknownFormat { format: 9, .. })), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(OpenError::UnknownFormat { format: 9, .. })),
+        "{unknown:?}"
+    );
 }
 
 #[test]

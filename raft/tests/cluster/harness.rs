@@ -9,7 +9,9 @@ use std::{
 
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use strongroom_raft::{
     ALPN, Applied, Command, Expect, Identity, IncomingStream, Op, Options, PeerInfo, ProposeError,
@@ -60,7 +62,9 @@ impl Ca {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let roots = Arc::new(roots);
-        let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().unwrap();
+        let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots))
+            .build()
+            .unwrap();
         let mut server = ServerConfig::builder_with_protocol_versions(&[&TLS13])
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), der())
@@ -146,13 +150,14 @@ impl Cluster {
         for name in ["b", "c"] {
             cluster.join(name).await;
         }
-        cluster.until("three voters", |c| {
-            c.nodes.iter().all(|node| {
-                let status = node.raft.status();
-                status.members.len() == 3 && status.members.iter().all(|member| member.voter)
+        cluster
+            .until("three voters", |c| {
+                c.nodes.iter().all(|node| {
+                    let status = node.raft.status();
+                    status.members.len() == 3 && status.members.iter().all(|member| member.voter)
+                })
             })
-        })
-        .await;
+            .await;
         cluster
     }
 
@@ -194,7 +199,11 @@ impl Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         info.cluster_addr = listener.local_addr().unwrap().to_string();
         let leader = self.leader().await;
-        let raft_id = self.nodes[leader].raft.add_node(info.clone()).await.unwrap();
+        let raft_id = self.nodes[leader]
+            .raft
+            .add_node(info.clone())
+            .await
+            .unwrap();
         let identity = Identity {
             cluster_id: CLUSTER,
             raft_id,
@@ -222,7 +231,10 @@ impl Cluster {
             assert!(
                 Instant::now() < deadline,
                 "waited in vain for {what}: {:#?}",
-                self.nodes.iter().map(|n| n.raft.status()).collect::<Vec<_>>()
+                self.nodes
+                    .iter()
+                    .map(|n| n.raft.status())
+                    .collect::<Vec<_>>()
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -233,7 +245,11 @@ impl Cluster {
         let deadline = soon();
         loop {
             let leader = self.leader().await;
-            match self.nodes[leader].raft.propose(command.clone(), deadline).await {
+            match self.nodes[leader]
+                .raft
+                .propose(command.clone(), deadline)
+                .await
+            {
                 Ok(applied) => return applied,
                 Err(ProposeError::NotLeader { .. } | ProposeError::NoQuorum) => {
                     assert!(Instant::now() < deadline);
@@ -305,11 +321,18 @@ pub(crate) async fn solo(dir: &Path) -> Raft {
     };
     identity.save(dir).unwrap();
     let stores = Stores::open(dir, &identity).unwrap();
-    Raft::start(stores, options(&identity, "127.0.0.1:1"), None).await.unwrap()
+    Raft::start(stores, options(&identity, "127.0.0.1:1"), None)
+        .await
+        .unwrap()
 }
 
 pub(crate) async fn until_ready(raft: &Raft) {
     let mut role = raft.watch();
     let ready = role.wait_for(|role| role.is_ready_leader);
-    drop(tokio::time::timeout(Duration::from_secs(10), ready).await.unwrap().unwrap());
+    drop(
+        tokio::time::timeout(Duration::from_secs(10), ready)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
 }

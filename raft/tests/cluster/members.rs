@@ -22,9 +22,20 @@ async fn a_joiner_catches_up_and_becomes_a_voter() {
     assert_eq!(read(&cluster.nodes[1], "k299").await.as_deref(), Some("v"));
     assert_eq!(local(&cluster.nodes[1], "k0").as_deref(), Some("v"));
     let status = cluster.nodes[0].raft.status();
-    let joiner = status.members.iter().find(|member| member.raft_id == id).unwrap();
-    assert!(joiner.last_ack.is_some() && joiner.matched.is_some(), "{joiner:?}");
-    let own = status.members.iter().find(|member| member.raft_id == 1).unwrap();
+    let joiner = status
+        .members
+        .iter()
+        .find(|member| member.raft_id == id)
+        .unwrap();
+    assert!(
+        joiner.last_ack.is_some() && joiner.matched.is_some(),
+        "{joiner:?}"
+    );
+    let own = status
+        .members
+        .iter()
+        .find(|member| member.raft_id == 1)
+        .unwrap();
     assert_eq!((own.leader, own.last_ack), (true, None));
     cluster.shutdown().await;
 }
@@ -41,7 +52,10 @@ async fn a_non_voter_stays_one() {
     assert_eq!(read(&cluster.nodes[1], "k").await.as_deref(), Some("v"));
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let status = cluster.nodes[0].raft.status();
-    assert_eq!(status.members.iter().filter(|member| member.voter).count(), 1);
+    assert_eq!(
+        status.members.iter().filter(|member| member.voter).count(),
+        1
+    );
     cluster.shutdown().await;
 }
 
@@ -61,7 +75,9 @@ async fn a_wiped_node_comes_back_under_its_name_with_a_new_id() {
             c.nodes.iter().all(|node| {
                 let members = node.raft.status().members;
                 members.len() == 3
-                    && members.iter().all(|member| member.voter && member.raft_id != old)
+                    && members
+                        .iter()
+                        .all(|member| member.voter && member.raft_id != old)
             })
         })
         .await;
@@ -96,7 +112,9 @@ async fn a_node_announces_its_new_address() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     stopped.addr = listener.local_addr().unwrap().to_string();
     let (id, name) = (stopped.identity.raft_id, stopped.identity.name.clone());
-    let node = cluster.start(stopped.identity, stopped.addr.clone(), listener).await;
+    let node = cluster
+        .start(stopped.identity, stopped.addr.clone(), listener)
+        .await;
     cluster.nodes.push(node);
     let moved = &cluster.nodes[2];
     let now = PeerInfo {
@@ -113,14 +131,22 @@ async fn a_node_announces_its_new_address() {
         .until("everybody to know", |c| {
             c.nodes.iter().all(|node| {
                 let members = node.raft.status().members;
-                members.iter().any(|member| member.raft_id == id && member.info == now)
+                members
+                    .iter()
+                    .any(|member| member.raft_id == id && member.info == now)
             })
         })
         .await;
     cluster.write(put("k", "v")).await;
     assert_eq!(read(&cluster.nodes[2], "k").await.as_deref(), Some("v"));
-    let renamed = cluster.nodes[2].raft.announce(info("other", &stopped.addr)).await;
-    assert!(matches!(renamed, Err(MembershipError::Refused(_))), "{renamed:?}");
+    let renamed = cluster.nodes[2]
+        .raft
+        .announce(info("other", &stopped.addr))
+        .await;
+    assert!(
+        matches!(renamed, Err(MembershipError::Refused(_))),
+        "{renamed:?}"
+    );
     cluster.shutdown().await;
 }
 

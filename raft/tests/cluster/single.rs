@@ -90,16 +90,28 @@ async fn a_failing_check_rejects_the_whole_command() {
         command
     };
     for (checks, want) in [
-        (vec![check("a", Expect::Absent)], Outcome::CheckFailed { op: 1 }),
         (
-            vec![check("b", Expect::Absent), check("a", Expect::ModIndex(first.index + 1))],
+            vec![check("a", Expect::Absent)],
+            Outcome::CheckFailed { op: 1 },
+        ),
+        (
+            vec![
+                check("b", Expect::Absent),
+                check("a", Expect::ModIndex(first.index + 1)),
+            ],
             Outcome::CheckFailed { op: 2 },
         ),
         (
-            vec![check("b", Expect::Absent), check("a", Expect::ModIndex(first.index))],
+            vec![
+                check("b", Expect::Absent),
+                check("a", Expect::ModIndex(first.index)),
+            ],
             Outcome::Applied,
         ),
-        (vec![check("b", Expect::Absent)], Outcome::CheckFailed { op: 1 }),
+        (
+            vec![check("b", Expect::Absent)],
+            Outcome::CheckFailed { op: 1 },
+        ),
     ] {
         let applied = raft.propose(command(checks, "x"), soon()).await.unwrap();
         assert_eq!(applied.outcome, want);
@@ -120,12 +132,18 @@ async fn what_cannot_be_written_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let raft = solo(dir.path()).await;
     let pristine = raft.propose(put("k", "v"), soon()).await;
-    assert!(matches!(pristine, Err(ProposeError::NotLeader { leader: None })), "{pristine:?}");
+    assert!(
+        matches!(pristine, Err(ProposeError::NotLeader { leader: None })),
+        "{pristine:?}"
+    );
     raft.initialize().await.unwrap();
     until_ready(&raft).await;
     let big = "x".repeat(1 << 20);
     let large = raft.propose(put("k", &big), soon()).await;
-    assert!(matches!(large, Err(ProposeError::TooLarge { .. })), "{large:?}");
+    assert!(
+        matches!(large, Err(ProposeError::TooLarge { .. })),
+        "{large:?}"
+    );
     let fits = raft.propose(put("k", &big[..1_000_000]), soon()).await;
     assert!(fits.is_ok(), "{fits:?}");
     let late = raft.propose(put("k", "v"), Instant::now()).await;
@@ -135,7 +153,10 @@ async fn what_cannot_be_written_is_told_apart() {
     );
     raft.shutdown().await;
     let closed = raft.propose(put("k", "v"), soon()).await;
-    assert!(matches!(closed, Err(ProposeError::NotLeader { .. })), "{closed:?}");
+    assert!(
+        matches!(closed, Err(ProposeError::NotLeader { .. })),
+        "{closed:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,7 +178,9 @@ async fn keys_are_listed_by_prefix_in_order() {
         ("", None, 1, vec!["a/1"]),
         ("c", None, 10, vec![]),
     ] {
-        let found = state.keys(prefix.as_bytes(), after.map(str::as_bytes), limit).unwrap();
+        let found = state
+            .keys(prefix.as_bytes(), after.map(str::as_bytes), limit)
+            .unwrap();
         assert_eq!(found, want, "{prefix} {after:?} {limit}");
     }
     raft.shutdown().await;
@@ -172,16 +195,31 @@ async fn a_data_directory_is_one_nodes_and_one_processs() {
     raft.propose(put("k", "v"), soon()).await.unwrap();
     let own = Identity::load(dir.path()).unwrap().unwrap();
     let locked = Stores::open(dir.path(), &own);
-    assert!(matches!(locked, Err(OpenError::Locked { .. })), "{locked:?}");
+    assert!(
+        matches!(locked, Err(OpenError::Locked { .. })),
+        "{locked:?}"
+    );
     let locked = Stores::open_read_only(dir.path());
-    assert!(matches!(locked, Err(OpenError::Locked { .. })), "{locked:?}");
+    assert!(
+        matches!(locked, Err(OpenError::Locked { .. })),
+        "{locked:?}"
+    );
     raft.shutdown().await;
     for other in [
-        Identity { raft_id: 2, ..own.clone() },
-        Identity { cluster_id: [1; 16], ..own.clone() },
+        Identity {
+            raft_id: 2,
+            ..own.clone()
+        },
+        Identity {
+            cluster_id: [1; 16],
+            ..own.clone()
+        },
     ] {
         let foreign = Stores::open(dir.path(), &other);
-        assert!(matches!(foreign, Err(OpenError::Foreign { .. })), "{foreign:?}");
+        assert!(
+            matches!(foreign, Err(OpenError::Foreign { .. })),
+            "{foreign:?}"
+        );
     }
     Stores::open(dir.path(), &own).unwrap().close().await;
 }
@@ -204,9 +242,18 @@ async fn a_stopped_nodes_stores_can_be_inspected() {
     assert_eq!(*command, put("k", "v"));
     let state: Vec<_> = stores.state().unwrap().collect::<Result<_, _>>().unwrap();
     let row = state.iter().find(|row| row.family == "kv").unwrap();
-    assert_eq!((&row.key[..], row.mod_index, &row.value[..]), (&b"k"[..], applied.index, &b"v"[..]));
+    assert_eq!(
+        (&row.key[..], row.mod_index, &row.value[..]),
+        (&b"k"[..], applied.index, &b"v"[..])
+    );
     drop(stores);
     let missing = Stores::open_read_only(&dir.path().join("nowhere"));
-    assert!(matches!(missing, Err(OpenError::Read { .. })), "{missing:?}");
-    assert_eq!(Identity::load(dir.path()).unwrap().unwrap().cluster_id, CLUSTER);
+    assert!(
+        matches!(missing, Err(OpenError::Read { .. })),
+        "{missing:?}"
+    );
+    assert_eq!(
+        Identity::load(dir.path()).unwrap().unwrap().cluster_id,
+        CLUSTER
+    );
 }

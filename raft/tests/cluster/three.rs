@@ -42,9 +42,16 @@ async fn losing_the_leader_loses_nothing_and_it_catches_up_again() {
     let stopped = cluster.stop(leader).await;
     let lost = Instant::now();
     cluster.write(put("while", "2")).await;
-    assert!(lost.elapsed() < Duration::from_secs(5), "{:?}", lost.elapsed());
+    assert!(
+        lost.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        lost.elapsed()
+    );
     let back = cluster.restart(stopped).await;
-    assert_eq!(read(&cluster.nodes[back], "while").await.as_deref(), Some("2"));
+    assert_eq!(
+        read(&cluster.nodes[back], "while").await.as_deref(),
+        Some("2")
+    );
     assert_eq!(local(&cluster.nodes[back], "before").as_deref(), Some("1"));
     cluster.shutdown().await;
 }
@@ -62,7 +69,10 @@ async fn a_restarted_follower_serves_reads_quickly() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let started = Instant::now();
     let back = cluster.restart(stopped).await;
-    assert_eq!(read(&cluster.nodes[back], "k49").await.as_deref(), Some("v"));
+    assert_eq!(
+        read(&cluster.nodes[back], "k49").await.as_deref(),
+        Some("v")
+    );
     let took = started.elapsed();
     eprintln!("a restarted follower served a linearizable read after {took:?}");
     assert!(took < Duration::from_secs(2), "{took:?}");
@@ -94,7 +104,11 @@ async fn without_a_quorum_nothing_is_acknowledged_or_read() {
     let leader = cluster.leader().await;
     let last = cluster.nodes[leader].identity.raft_id;
     while cluster.nodes.len() > 1 {
-        let other = cluster.nodes.iter().position(|n| n.identity.raft_id != last).unwrap();
+        let other = cluster
+            .nodes
+            .iter()
+            .position(|n| n.identity.raft_id != last)
+            .unwrap();
         // Not shut down politely one by one: the leader keeps leading until its lease is over.
         cluster.stop(other).await;
     }
@@ -120,19 +134,39 @@ async fn leadership_is_handed_over() {
     cluster.write(put("k", "v")).await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
-    let refused = cluster.nodes[follower].raft.transfer_leader(None, soon()).await;
-    assert!(matches!(refused, Err(TransferError::NotLeader)), "{refused:?}");
-    let nobody = cluster.nodes[leader].raft.transfer_leader(Some(999), soon()).await;
+    let refused = cluster.nodes[follower]
+        .raft
+        .transfer_leader(None, soon())
+        .await;
+    assert!(
+        matches!(refused, Err(TransferError::NotLeader)),
+        "{refused:?}"
+    );
+    let nobody = cluster.nodes[leader]
+        .raft
+        .transfer_leader(Some(999), soon())
+        .await;
     assert!(matches!(nobody, Err(TransferError::NoTarget)), "{nobody:?}");
 
     let to = cluster.nodes[follower].identity.raft_id;
     let started = Instant::now();
-    cluster.nodes[leader].raft.transfer_leader(Some(to), soon()).await.unwrap();
+    cluster.nodes[leader]
+        .raft
+        .transfer_leader(Some(to), soon())
+        .await
+        .unwrap();
     let took = started.elapsed();
-    assert!(took < Duration::from_millis(900), "an election and no transfer: {took:?}");
+    assert!(
+        took < Duration::from_millis(900),
+        "an election and no transfer: {took:?}"
+    );
     assert_eq!(cluster.leader().await, follower);
     cluster.write(put("k", "w")).await;
-    cluster.nodes[follower].raft.transfer_leader(None, soon()).await.unwrap();
+    cluster.nodes[follower]
+        .raft
+        .transfer_leader(None, soon())
+        .await
+        .unwrap();
     assert_ne!(cluster.leader().await, follower);
     for node in &cluster.nodes {
         assert_eq!(read(node, "k").await.as_deref(), Some("w"));
@@ -163,7 +197,10 @@ async fn other_protocols_share_the_port() {
     assert_eq!(&bytes, b"ping");
     assert_eq!(echo.await.unwrap(), follower.identity.raft_id);
     let unknown = follower.raft.dial(999, ECHO).await;
-    assert!(matches!(unknown, Err(DialError::UnknownMember(999))), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(DialError::UnknownMember(999))),
+        "{unknown:?}"
+    );
     cluster.shutdown().await;
 }
 
