@@ -215,7 +215,7 @@ fn a_directory_moved_away_and_back_recovers() {
                 let began = Instant::now();
                 assert!(hsm.unwrap_core("core/x", &blob).await.is_err());
                 assert!(
-                    began.elapsed() < Duration::from_millis(50),
+                    began.elapsed() < Duration::from_millis(300),
                     "refused at once"
                 );
                 assert_eq!(
@@ -532,7 +532,7 @@ fn logins_that_are_lost_too_often_wait() {
 
 fn impatient(token: &Token) -> HsmConfig {
     HsmConfig {
-        call_deadline: Duration::from_millis(300),
+        call_deadline: Duration::from_millis(500),
         ..token.chaos_config()
     }
 }
@@ -547,11 +547,13 @@ fn a_hanging_call_hangs_nobody() {
                 let began = Instant::now();
                 let error = hsm.unwrap_core("core/x", &blob).await.unwrap_err();
                 assert_eq!(error, HsmError::Timeout);
-                assert!(began.elapsed() < Duration::from_millis(600));
+                assert!(began.elapsed() < Duration::from_secs(2));
             }
             // Both workers hang; they are replaced, and what does not hang is served.
-            tokio::time::sleep(Duration::from_millis(800)).await;
-            hsm.wrap_core("core/y", b"v").await.unwrap();
+            let began = Instant::now();
+            while let Err(error) = hsm.wrap_core("core/y", b"v").await {
+                assert!(began.elapsed() < Duration::from_secs(10), "{error}");
+            }
             token.order("");
             assert_opens(&hsm, &blob).await;
             until(&hsm, "the end of the hang", is_ok).await;
@@ -578,7 +580,7 @@ fn a_stuck_module_is_said_so_and_recovers() {
             let error = hsm.unwrap_core("core/x", &blob).await.unwrap_err();
             assert!(matches!(error, HsmError::Unavailable { .. }), "{error}");
             assert!(
-                began.elapsed() < Duration::from_millis(50),
+                began.elapsed() < Duration::from_millis(300),
                 "refused at once"
             );
             token.order("");

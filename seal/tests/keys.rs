@@ -169,6 +169,33 @@ fn two_keys_are_refused_before_and_after_init() {
     });
 }
 
+/// Two keys of one label are no riddle to an operator who says which by id.
+#[test]
+fn an_id_tells_keys_of_one_label_apart() {
+    isolated("an_id_tells_keys_of_one_label_apart", |token| {
+        token.make_aes("seal", "01");
+        token.make_aes("seal", "02");
+        block_on(async {
+            let by_id = |id: &[u8]| HsmConfig {
+                key_id: Some(id.to_vec()),
+                ..token.config()
+            };
+            let hsm = Hsm::start(by_id(&[2])).unwrap();
+            let config = establish(&hsm).await.unwrap();
+            assert_eq!(config.active().unwrap().cka_id, "02");
+            round_trip(&hsm).await;
+            hsm.shutdown().await;
+            let hsm = Hsm::start(by_id(&[3])).unwrap();
+            hsm.connected().await;
+            let intent = hsm.plan_key().await.unwrap();
+            assert_eq!(
+                (intent.origin, intent.cka_id.as_str()),
+                (KeyOrigin::Generated, "03")
+            );
+        });
+    });
+}
+
 #[test]
 fn a_missing_and_a_foreign_key_are_told_apart() {
     isolated("a_missing_and_a_foreign_key_are_told_apart", |token| {

@@ -23,7 +23,7 @@ use cryptoki::{
 use super::{
     conn::{self, Conn, Locking, to_error, unavailable},
     error::{Fault, Health, HsmError, brief},
-    keys::{self, Resolved},
+    keys::{self, ById, Resolved},
     shared::{Broken, Inbox, Order, Shared, stopping},
     worker::{self, Job},
 };
@@ -243,7 +243,8 @@ impl Connector {
         self.enter();
         let mut conn = self.connection(module)?;
         if let Some(config) = &self.pinned {
-            conn.keys = keys::resolve(&conn, config).map_err(to_error)?;
+            conn.keys =
+                keys::resolve(&conn, config, ById::of(&self.shared.config)).map_err(to_error)?;
         } else {
             worker::check(&conn).map_err(to_error)?;
         }
@@ -371,7 +372,8 @@ impl Connector {
             .clone()
             .ok_or_else(|| unavailable("not loaded"))?;
         let mut conn = self.connection(&module)?;
-        conn.keys = keys::resolve(&conn, config).map_err(to_error)?;
+        conn.keys =
+            keys::resolve(&conn, config, ById::of(&self.shared.config)).map_err(to_error)?;
         Ok(conn)
     }
 

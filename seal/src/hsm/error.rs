@@ -47,7 +47,8 @@ pub enum HsmError {
     },
     /// More than one key under the label: which one is meant cannot be known.
     #[error(
-        "the HSM holds {count} keys labelled `{label}`; there must be exactly one, so rename or remove the others"
+        "the HSM holds {count} keys labelled `{label}`; there must be exactly one: rename or remove the others, or say \
+         which one by key_id"
     )]
     KeyDuplicate {
         /// The label looked for.

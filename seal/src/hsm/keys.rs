@@ -14,7 +14,7 @@ use cryptoki::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Mechanism,
+    HsmConfig, Mechanism,
     conn::Conn,
     crypto::{self, KeyHandles},
     error::{Class, Fault, HsmError, class},
@@ -139,11 +139,28 @@ pub(super) enum Located {
     },
 }
 
-/// Finds the objects of `key` by label; its id decides only whether another object is a duplicate. `siblings` are other
-/// keys of the cluster that may share the label.
+/// Whether a search is narrowed to the ids on record, because the operator names keys by label *and* id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ById {
+    pub(super) key: bool,
+    pub(super) hmac: bool,
+}
+
+impl ById {
+    pub(super) fn of(config: &HsmConfig) -> Self {
+        Self {
+            key: config.key_id.is_some(),
+            hmac: config.hmac_key_id.is_some(),
+        }
+    }
+}
+
+/// Finds the objects of `key` by label; its id decides only whether another object is a duplicate, unless `by_id` says
+/// that the label is not meant to be enough. `siblings` are other keys of the cluster that may share the label.
 pub(super) fn locate(
     session: &Session,
     key: &SealKey,
+    by_id: ById,
     siblings: &[&SealKey],
 ) -> Result<Located, Fault> {
     let id = key.id_bytes()?;
@@ -152,16 +169,13 @@ pub(super) fn locate(
     } else {
         Kind::Aes
     };
-    let decrypt = pick(
-        find(session, kind, &key.label, &[])?,
-        &key.label,
-        &id,
-        |other| {
-            siblings
-                .iter()
-                .any(|s| s.label == key.label && s.cka_id == hex::encode(other))
-        },
-    )?;
+    let narrow: &[u8] = if by_id.key { &id } else { &[] };
+    let found = find(session, kind, &key.label, narrow)?;
+    let decrypt = pick(found, &key.label, &id, |other| {
+        siblings
+            .iter()
+            .any(|s| s.label == key.label && s.cka_id == hex::encode(other))
+    })?;
     let encrypt = match (&decrypt, kind) {
         (Some(private), Kind::RsaPrivate) => {
             let public = find(session, Kind::RsaPublic, &key.label, &private.id)?;
@@ -169,19 +183,7 @@ pub(super) fn locate(
         }
         (found, _) => found.clone(),
     };
-    let hmac = match &key.hmac_label {
-        None => None,
-        Some(label) => {
-            let id = key.hmac_id_bytes()?;
-            let found = find(session, Kind::Hmac, label, &[])?;
-            pick(found, label, &id, |other| {
-                siblings.iter().any(|s| {
-                    s.hmac_label.as_ref() == Some(label)
-                        && s.hmac_id.as_deref() == Some(&hex::encode(other))
-                })
-            })?
-        }
-    };
+    let hmac = locate_hmac(session, key, by_id, siblings)?;
     let hmac_there = hmac.is_some() || key.hmac_label.is_none();
     Ok(match (encrypt, decrypt) {
         (Some(encrypt), Some(decrypt)) if hmac_there => Located::One(KeyHandles {
@@ -196,6 +198,26 @@ pub(super) fn locate(
             key: encrypt.is_some() && decrypt.is_some(),
             hmac: hmac_there,
         },
+    })
+}
+
+fn locate_hmac(
+    session: &Session,
+    key: &SealKey,
+    by_id: ById,
+    siblings: &[&SealKey],
+) -> Result<Option<Found>, Fault> {
+    let Some(label) = &key.hmac_label else {
+        return Ok(None);
+    };
+    let id = key.hmac_id_bytes()?;
+    let narrow: &[u8] = if by_id.hmac { &id } else { &[] };
+    let found = find(session, Kind::Hmac, label, narrow)?;
+    pick(found, label, &id, |other| {
+        siblings.iter().any(|s| {
+            s.hmac_label.as_ref() == Some(label)
+                && s.hmac_id.as_deref() == Some(&hex::encode(other))
+        })
     })
 }
 
@@ -245,9 +267,11 @@ pub(super) fn opens_canary(
 }
 
 /// Finds every key of `config` and proves each by its canary.
-///
-/// `fresh` opens another session: one that has answered an error is not used again.
-pub(super) fn resolve(conn: &Conn, config: &SealConfig) -> Result<Vec<Resolved>, Fault> {
+pub(super) fn resolve(
+    conn: &Conn,
+    config: &SealConfig,
+    by_id: ById,
+) -> Result<Vec<Resolved>, Fault> {
     config.check()?;
     let mut resolved = Vec::with_capacity(config.keys().len());
     for key in config.keys() {
@@ -257,7 +281,7 @@ pub(super) fn resolve(conn: &Conn, config: &SealConfig) -> Result<Vec<Resolved>,
             .filter(|other| other.version != key.version)
             .collect();
         let session = conn.open_session(false)?;
-        let handles = match locate(&session, key, &siblings)? {
+        let handles = match locate(&session, key, by_id, &siblings)? {
             Located::One(handles) => handles,
             Located::Nothing { key: true, .. } => {
                 let label = key.hmac_label.as_deref().unwrap_or_default();

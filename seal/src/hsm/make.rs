@@ -20,8 +20,8 @@ use super::{
     crypto::{self, KeyHandles},
     error::{Class, Fault, brief, class},
     keys::{
-        CANARY_PATH, Kind, Located, duplicate, find, fingerprint, locate, misconfigured, missing,
-        opens_canary, single,
+        ById, CANARY_PATH, Kind, Located, duplicate, find, fingerprint, locate, misconfigured,
+        missing, opens_canary, single,
     },
     worker,
 };
@@ -154,8 +154,8 @@ pub(super) fn establish(
     intent: &SealKey,
 ) -> Result<SealKey, Fault> {
     let intent = &current_intent(config, intent)?;
-    refuse_strangers(session, intent)?;
-    let handles = match locate(session, intent, &[])? {
+    refuse_strangers(session, intent, ById::of(config))?;
+    let handles = match locate(session, intent, ById::of(config), &[])? {
         Located::One(handles) => handles,
         Located::Nothing { key, hmac } => {
             let may_generate = intent.origin == KeyOrigin::Generated;
@@ -174,7 +174,7 @@ pub(super) fn establish(
                 }
                 generate_hmac(&writer, intent)?;
             }
-            match locate(session, intent, &[])? {
+            match locate(session, intent, ById::of(config), &[])? {
                 Located::One(handles) => handles,
                 Located::Nothing { .. } => {
                     return Err(missing(&intent.label, " although it was just made"));
@@ -205,14 +205,15 @@ fn current_intent(config: &HsmConfig, intent: &SealKey) -> Result<SealKey, Fault
 }
 
 /// Without a canary yet, an object under the label is the intent's only if it has its id.
-fn refuse_strangers(session: &Session, intent: &SealKey) -> Result<(), Fault> {
+fn refuse_strangers(session: &Session, intent: &SealKey, by_id: ById) -> Result<(), Fault> {
     let kind = if intent.mechanism == Mechanism::RsaOaep {
         Kind::RsaPrivate
     } else {
         Kind::Aes
     };
     let id = intent.id_bytes()?;
-    let found = find(session, kind, &intent.label, &[])?;
+    let narrow: &[u8] = if by_id.key { &id } else { &[] };
+    let found = find(session, kind, &intent.label, narrow)?;
     if let Some(stranger) = found.iter().find(|found| found.id != id) {
         if found.len() > 1 {
             return Err(duplicate(&intent.label, found.len()));
