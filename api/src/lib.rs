@@ -51,6 +51,6 @@ pub async fn initial_writes(
     mounts::initial(&mut batch);
     let root_token = token::initial_root(barrier, now_ms, &mut batch)?;
     let id = uuid::Uuid::new_v4().into_bytes();
-    let stored = storage::encrypt(barrier, wrap, batch, id).await?;
-    Ok((stored, root_token))
+    let encrypted = storage::encrypt(barrier, wrap, batch, id).await?;
+    Ok((encrypted.batch, root_token))
 }

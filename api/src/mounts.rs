@@ -86,13 +86,15 @@ impl Mount {
     /// A new mount with fresh identifiers. `path` ends with a slash.
     #[must_use]
     pub fn new(path: &str, kind: &str, description: &str) -> Self {
-        let uuid = uuid::Uuid::new_v4().to_string();
-        let accessor = uuid::Uuid::new_v4().simple().to_string();
-        let short = accessor.get(..8).unwrap_or(&accessor);
+        let mut random = [0; 32];
+        for half in random.chunks_exact_mut(16) {
+            half.copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        }
+        let (uuid, accessor) = Self::identifiers(kind, &random);
         Self {
             version: ENTRY_VERSION,
             path: path.to_owned(),
-            accessor: format!("{kind}_{short}"),
+            accessor,
             uuid,
             kind: kind.to_owned(),
             description: description.to_owned(),
@@ -103,6 +105,21 @@ impl Mount {
             config: MountConfig::default(),
             tainted: false,
         }
+    }
+
+    /// Gives the mount the identifiers that `digest` stands for, the same ones for the same digest.
+    pub fn identify(&mut self, digest: &[u8; 32]) {
+        (self.uuid, self.accessor) = Self::identifiers(&self.kind, digest);
+    }
+
+    /// UUID and accessor (`<type>_<8 hex>`) from 32 bytes that nobody can choose.
+    #[must_use]
+    pub fn identifiers(kind: &str, digest: &[u8; 32]) -> (String, String) {
+        let [a, b, c, d, uuid @ .., _, _, _, _, _, _, _, _, _, _, _, _] = *digest;
+        let uuid: [u8; 16] = uuid;
+        let uuid = uuid::Builder::from_random_bytes(uuid).into_uuid();
+        let accessor = format!("{kind}_{}", hex::encode([a, b, c, d]));
+        (uuid.to_string(), accessor)
     }
 
     /// Layer of the user data the engine stores.
@@ -205,25 +222,21 @@ pub struct Mounts(ArcSwap<MountTable>);
 impl Mounts {
     /// The table as of this node's state; linearize first.
     pub async fn current(&self, storage: &Storage) -> Result<Arc<MountTable>, StorageError> {
-        let version = storage.mod_index(VERSION)?.unwrap_or(0);
-        let cached = self.0.load_full();
-        if cached.version == version && version != 0 {
-            return Ok(cached);
-        }
-        let mut mounts = BTreeMap::new();
-        for uuid in storage.list(FOLDER)? {
-            // Gone in between: the version has changed and the next request reads again.
-            if let Some(entry) = storage.get(&format!("{FOLDER}/{uuid}")).await? {
-                let mount = parse(&entry.value)?;
-                mounts.insert(mount.path.clone(), Arc::new(mount));
+        for _ in 0..ATTEMPTS {
+            let version = storage.mod_index(VERSION)?.unwrap_or(0);
+            let cached = self.0.load_full();
+            if cached.version == version && version != 0 {
+                return Ok(cached);
+            }
+            let mounts = read_all(storage).await?;
+            // Only what was read without a change in between is a table that existed.
+            if storage.mod_index(VERSION)?.unwrap_or(0) == version {
+                let table = Arc::new(MountTable { version, mounts });
+                self.0.store(Arc::clone(&table));
+                return Ok(table);
             }
         }
-        let table = Arc::new(MountTable { version, mounts });
-        // Only what was read without a change in between may be kept.
-        if storage.mod_index(VERSION)?.unwrap_or(0) == version {
-            self.0.store(Arc::clone(&table));
-        }
-        Ok(table)
+        Err(StoreError::Busy.into())
     }
 
     /// Decides a change on the current table and commits it, again if another change came first.
@@ -266,6 +279,18 @@ impl Mounts {
         }
         Err(StorageError::Store(StoreError::Busy).into())
     }
+}
+
+async fn read_all(storage: &Storage) -> Result<BTreeMap<String, Arc<Mount>>, StorageError> {
+    let mut mounts = BTreeMap::new();
+    for uuid in storage.list(FOLDER)? {
+        // Gone in between: the version has changed, and the caller notices.
+        if let Some(entry) = storage.get(&format!("{FOLDER}/{uuid}")).await? {
+            let mount = parse(&entry.value)?;
+            mounts.insert(mount.path.clone(), Arc::new(mount));
+        }
+    }
+    Ok(mounts)
 }
 
 /// What to do with a mount.

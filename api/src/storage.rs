@@ -8,7 +8,7 @@
 //! - The cache holds barrier ciphertext only, under (stored key, log index): that pair names one immutable value, so
 //!   an entry is never wrong and never needs to be invalidated.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -226,10 +226,33 @@ impl Storage {
         request_id: [u8; 16],
         deadline: Instant,
     ) -> Result<u64, StorageError> {
-        let sealed = encrypt(&*self.barrier, &*self.wrap, batch, request_id).await?;
-        // Just written is often read next: saves the HSM one decryption on this node.
-        Ok(self.store.commit(sealed, deadline).await?)
+        let Encrypted { batch, unwrapped } =
+            encrypt(&*self.barrier, &*self.wrap, batch, request_id).await?;
+        let envelopes: Vec<_> = batch
+            .puts
+            .iter()
+            .filter(|(key, _)| unwrapped.contains_key(key))
+            .cloned()
+            .collect();
+        let index = self.store.commit(batch, deadline).await?;
+        // Just written is often read next: saves the HSM a decryption. A repeated request may have been applied with
+        // the first copy's envelopes, so only what is really there is taken.
+        for (key, envelope) in envelopes {
+            if let (Some(ciphertext), Some(stored)) = (unwrapped.get(&key), self.store.get(&key)?)
+                && stored.value == envelope
+            {
+                self.unwrapped
+                    .insert((key, stored.mod_index), ciphertext.clone());
+            }
+        }
+        Ok(index)
     }
+}
+
+/// A batch ready for the store, and the barrier ciphertext inside its envelopes by stored key.
+pub(crate) struct Encrypted {
+    pub(crate) batch: StoredBatch,
+    unwrapped: HashMap<Vec<u8>, Bytes>,
 }
 
 /// Encrypts names and values of `batch`.
@@ -238,7 +261,8 @@ pub(crate) async fn encrypt(
     wrap: &dyn SealWrap,
     batch: Batch,
     request_id: [u8; 16],
-) -> Result<StoredBatch, BarrierError> {
+) -> Result<Encrypted, BarrierError> {
+    let mut unwrapped = HashMap::new();
     let mut stored = StoredBatch {
         request_id,
         ..StoredBatch::default()
@@ -247,18 +271,24 @@ pub(crate) async fn encrypt(
         stored.checks.push((barrier.key(&path)?, expect));
     }
     for (path, value, layer) in batch.puts {
+        let key = barrier.key(&path)?;
         let ciphertext = barrier.seal(&path, &value)?;
-        let ciphertext = match layer {
+        let value = match layer {
             Layer::Barrier => ciphertext,
-            Layer::SealWrapped => wrap.wrap(&path, &ciphertext).await?,
+            Layer::SealWrapped => {
+                let envelope = wrap.wrap(&path, &ciphertext).await?;
+                unwrapped.insert(key.clone(), ciphertext.into());
+                envelope
+            }
         };
-        stored
-            .puts
-            .push((barrier.key(&path)?, Bytes::from(ciphertext)));
+        stored.puts.push((key, value.into()));
     }
     for path in batch.deletes {
         stored.deletes.push(barrier.key(&path)?);
     }
     stored.deletes.extend(batch.stored_deletes);
-    Ok(stored)
+    Ok(Encrypted {
+        batch: stored,
+        unwrapped,
+    })
 }

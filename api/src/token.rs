@@ -74,7 +74,7 @@ pub(crate) fn initial_root(
         orphan: true,
     };
     let id = salted(barrier, "token", token.as_bytes());
-    let by_accessor = salted(barrier, "accessor", entry.accessor.as_bytes());
+    let by_accessor = salted_accessor(barrier, &entry.accessor);
     let json = serde_json::to_vec(&entry).unwrap_or_default();
     batch.put(format!("sys/token/id/{id}"), json, Layer::SealWrapped);
     batch.put(
@@ -100,6 +100,11 @@ pub(crate) async fn lookup(
         return Err(StorageError::Malformed("token"));
     }
     Ok(Some(entry))
+}
+
+/// Name of what is stored about the token that `accessor` stands for.
+pub(crate) fn salted_accessor(barrier: &dyn Barrier, accessor: &str) -> String {
+    salted(barrier, "accessor", accessor.as_bytes())
 }
 
 fn salted(barrier: &dyn Barrier, purpose: &'static str, value: &[u8]) -> String {

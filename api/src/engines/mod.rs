@@ -2,6 +2,8 @@
 
 mod kv_v1;
 
+pub(crate) use self::kv_v1::DEFAULT_LEASE;
+
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -11,6 +13,7 @@ use crate::{
     http::{error::ApiError, response::Reply},
     mounts::Mount,
     storage::Storage,
+    token::TokenEntry,
 };
 
 /// What a request wants, whatever method it came with.
@@ -22,6 +25,8 @@ pub enum Operation {
     List,
     /// PUT or POST.
     Write,
+    /// PATCH: a JSON merge patch (RFC 7396).
+    Patch,
     /// DELETE.
     Delete,
 }
@@ -31,8 +36,17 @@ impl Operation {
     #[must_use]
     pub fn is_write(self) -> bool {
         match self {
-            Self::Write | Self::Delete => true,
+            Self::Write | Self::Patch | Self::Delete => true,
             Self::Read | Self::List => false,
+        }
+    }
+
+    /// Whether its body is read.
+    #[must_use]
+    pub fn has_body(self) -> bool {
+        match self {
+            Self::Write | Self::Patch => true,
+            Self::Read | Self::List | Self::Delete => false,
         }
     }
 }
@@ -47,6 +61,8 @@ pub struct EngineRequest<'a> {
     pub fields: &'a Map<String, Value>,
     /// The mount.
     pub mount: &'a Mount,
+    /// Whose request it is.
+    pub caller: &'a TokenEntry,
     /// Where data lives; keep to [`Mount::folder`].
     pub storage: &'a Storage,
     /// Names the request through retries.
@@ -67,6 +83,7 @@ pub trait Engine: Send + Sync {
 pub fn engine(kind: &str) -> Option<&'static dyn Engine> {
     match kind {
         "kv" | "generic" => Some(&kv_v1::KvV1),
+        "cubbyhole" => Some(&kv_v1::Cubbyhole),
         _ => None,
     }
 }

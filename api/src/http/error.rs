@@ -24,6 +24,9 @@ pub enum ApiError {
     /// The caller sent something wrong; the text says what.
     #[error("{0}")]
     BadRequest(String),
+    /// A query parameter does not parse; Vault answers without a text.
+    #[error("a query parameter is not valid")]
+    BadParameter,
     /// A control character in the path; Vault answers with an empty body.
     #[error("the path holds a control character")]
     BadPath,
@@ -42,6 +45,12 @@ pub enum ApiError {
     /// The path does not take this method.
     #[error("method not allowed")]
     MethodNotAllowed,
+    /// As `MethodNotAllowed`, from an engine: Vault's text differs.
+    #[error("1 error occurred:\n\t* unsupported operation\n\n")]
+    UnsupportedOperation,
+    /// PATCH with a body of another type.
+    #[error("PATCH requires Content-Type of application/merge-patch+json")]
+    UnsupportedMediaType,
     /// The body is larger than the listener allows.
     #[error("http: request body too large")]
     BodyTooLarge,
@@ -54,7 +63,10 @@ pub enum ApiError {
     /// This node is not the leader: the request goes there. Never reaches a client by itself.
     #[error("this node is not the leader")]
     NotLeader,
-    /// Nobody leads, or nobody can; nothing was written.
+    /// Nobody leads, or the leader has no quorum; nothing was written.
+    #[error("local node not active but active cluster node not found")]
+    NoLeader,
+    /// It cannot be done now; nothing was written.
     #[error("{0}")]
     Unavailable(String),
     /// The write may have happened.
@@ -67,37 +79,40 @@ pub enum ApiError {
     Internal(String),
 }
 
-/// Text for a cluster without a leader, as Vault's users know it.
-pub(crate) const NO_LEADER: &str = "local node not active but active cluster node not found";
-
 impl ApiError {
     /// The HTTP status; the only place that decides it.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) | Self::BadPath => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::BadParameter | Self::BadPath => StatusCode::BAD_REQUEST,
             Self::Denied | Self::DeniedBecause(_) => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed | Self::UnsupportedOperation => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge | Self::EntryTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Sealed | Self::NotLeader | Self::Unavailable(_) => {
+            Self::Sealed | Self::NotLeader | Self::NoLeader | Self::Unavailable(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::OutcomeUnknown | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// The answer a client gets; internal details are logged here, once.
+    /// The answer a client gets. What is our fault is logged here, once; the caller's mistakes are not.
     pub(crate) fn into_answer(self) -> Answer {
         let status = self.status();
         if let Self::Internal(details) = &self {
             tracing::error!(%details, "a request failed");
+        } else if status.is_server_error() && !matches!(self, Self::Sealed | Self::NotLeader) {
+            tracing::warn!(status = status.as_u16(), why = %self, "a request was not carried out");
         }
         if matches!(self, Self::BadPath) {
             return Answer::empty(status);
         }
-        let errors = if matches!(self, Self::NotFound | Self::MethodNotAllowed) {
+        let errors = if matches!(
+            self,
+            Self::NotFound | Self::MethodNotAllowed | Self::BadParameter
+        ) {
             Vec::new()
         } else {
             vec![self.to_string()]
@@ -105,14 +120,38 @@ impl ApiError {
         let mut answer = Answer::json(status, &json!({ "errors": errors }));
         if matches!(
             self,
-            Self::Unavailable(_) | Self::NotLeader | Self::RateLimited(_)
+            Self::Unavailable(_) | Self::NotLeader | Self::NoLeader | Self::RateLimited(_)
         ) {
             answer.header(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if matches!(self, Self::NotLeader) {
-            answer.header(super::NOT_LEADER.clone(), HeaderValue::from_static("1"));
+        if let Some(outcome) = self.for_follower() {
+            answer.header(super::NOT_LEADER.clone(), HeaderValue::from_static(outcome));
         }
         answer
+    }
+
+    /// What the follower that sent the request must know besides the status.
+    fn for_follower(&self) -> Option<&'static str> {
+        match self {
+            Self::NotLeader | Self::NoLeader => Some(super::NOTHING_DONE),
+            Self::OutcomeUnknown => Some(super::UNKNOWN),
+            Self::Sealed
+            | Self::BadRequest(_)
+            | Self::BadParameter
+            | Self::BadPath
+            | Self::Denied
+            | Self::DeniedBecause(_)
+            | Self::NotFound
+            | Self::NoRoute(_)
+            | Self::MethodNotAllowed
+            | Self::UnsupportedOperation
+            | Self::UnsupportedMediaType
+            | Self::BodyTooLarge
+            | Self::EntryTooLarge(_)
+            | Self::RateLimited(_)
+            | Self::Unavailable(_)
+            | Self::Internal(_) => None,
+        }
     }
 }
 
@@ -120,7 +159,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotLeader => Self::NotLeader,
-            StoreError::NoQuorum => Self::Unavailable(NO_LEADER.to_owned()),
+            StoreError::NoQuorum => Self::NoLeader,
             StoreError::Busy => Self::Unavailable("the server is busy; try again".to_owned()),
             StoreError::TooLarge { .. } => Self::EntryTooLarge(error.to_string()),
             StoreError::CheckFailed => {

@@ -16,28 +16,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span, field};
+use uuid::Uuid;
 
 use self::{
-    error::{ApiError, NO_LEADER},
+    error::ApiError,
     request::ApiRequest,
     response::{Answer, Reply},
 };
 use crate::{
     core::Core,
-    engines::{self, EngineRequest},
+    engines::{self, EngineRequest, Operation},
     ports::{ForwardError, Node, Role},
-    sys, token,
+    sys,
+    token::{self, TokenEntry},
 };
 
-/// Set on an answer of a node that turned out not to lead, for the follower that sent the request.
+/// Set on an answer to a follower when the request is not done with: [`NOTHING_DONE`] or [`UNKNOWN`]. Never reaches a
+/// client.
 pub static NOT_LEADER: HeaderName = HeaderName::from_static("x-strongroom-not-leader");
+/// The node does not lead; nothing was written.
+const NOTHING_DONE: &str = "nothing-done";
+/// The node led, and cannot tell whether the write will be applied.
+const UNKNOWN: &str = "unknown";
 /// Longest time a request is held while nobody leads; more than any failover takes.
 const HOLD: Duration = Duration::from_secs(15);
 /// Pause before asking again who leads.
@@ -87,59 +94,71 @@ fn build(node: Arc<dyn Node>, settings: HttpSettings, from_follower: bool) -> Ro
     };
     Router::new()
         .fallback(
-            |state: axum::extract::State<Server>, request: Request<Body>| {
-                let server = state.0;
-                async move { server.answer(request).await }
+            |State(server): State<Server>, request: Request<Body>| async move {
+                server.answer(request).await
             },
         )
         .with_state(server)
 }
 
 impl Server {
+    /// Answers every request, whatever happens while it is carried out.
     async fn answer(self, request: Request<Body>) -> Response<Body> {
-        let id = request::request_id(request.headers());
-        let (id, bad_id) = match id {
-            Ok(id) => (id, None),
-            Err(error) => (uuid::Uuid::new_v4(), Some(error)),
-        };
-        let span = tracing::info_span!("request", id = %id, method = %request.method());
+        let span = tracing::info_span!(
+            "request",
+            id = field::Empty,
+            method = %request.method(),
+            mount = field::Empty
+        );
+        let may_write = !matches!(request.method().as_str(), "GET" | "HEAD" | "LIST");
+        let deadline = Instant::now() + self.settings.max_request_duration;
         let work = async {
-            if let Some(error) = bad_id {
-                return Err(error);
-            }
-            let deadline = Instant::now() + self.settings.max_request_duration;
-            let work = AssertUnwindSafe(self.work(request, id, deadline)).catch_unwind();
-            match tokio::time::timeout_at(deadline.into(), work).await {
-                Ok(Ok(answer)) => answer,
+            let work = AssertUnwindSafe(self.work(request, deadline)).catch_unwind();
+            let outcome = match tokio::time::timeout_at(deadline.into(), work).await {
+                Ok(Ok(outcome)) => outcome,
+                // The panic's own text went to standard error.
                 Ok(Err(_panic)) => Err(ApiError::Internal("a handler panicked".to_owned())),
-                Err(_elapsed) => Err(ApiError::OutcomeUnknown),
-            }
+                Err(_elapsed) if may_write => Err(ApiError::OutcomeUnknown),
+                Err(_elapsed) => Err(ApiError::Unavailable(
+                    "the request took too long".to_owned(),
+                )),
+            };
+            outcome.unwrap_or_else(ApiError::into_answer)
         };
-        work.instrument(span)
-            .await
-            .unwrap_or_else(ApiError::into_answer)
-            .into_http()
+        let mut answer = work.instrument(span).await;
+        if !self.from_follower {
+            answer.headers.remove(&NOT_LEADER);
+        }
+        answer.into_http()
     }
 
-    async fn work(
-        &self,
-        request: Request<Body>,
-        id: uuid::Uuid,
-        deadline: Instant,
-    ) -> Result<Answer, ApiError> {
+    async fn work(&self, request: Request<Body>, deadline: Instant) -> Result<Answer, ApiError> {
         if let Some(clean) = clean_path(request.uri().path()) {
             return Ok(redirect(&clean, request.uri().query()));
         }
         let (head, body) = request.into_parts();
         let path = request::path(&head.uri)?;
         let query = request::query(&head.uri);
-        let operation = request::operation(&head.method, &query)?;
-        let body = self.body(body).await?;
+        let operation = request::operation(&head.method, &head.headers, &path, &query)?;
+        let core = self.node.core();
+        if !sys::is_local(&path) {
+            if core.is_none() {
+                return Err(ApiError::Sealed);
+            }
+            request::check_headers(&head.headers)?;
+        }
+        let body = match operation {
+            Operation::Write | Operation::Patch => self.body(body).await?,
+            Operation::Read | Operation::List | Operation::Delete => Bytes::new(),
+        };
+        let fields = request::fields(&head.headers, &body)?;
+        let id = self.request_id(core.as_deref(), &head, &body, operation)?;
+        Span::current().record("id", field::display(id));
         let api = ApiRequest {
             operation,
             path,
             query,
-            fields: request::fields(&body)?,
+            fields,
             token: request::token(&head.headers),
             no_forwarding: head
                 .headers
@@ -148,24 +167,64 @@ impl Server {
             request_id: id.into_bytes(),
             deadline,
         };
-        if let Some(reply) = sys::local(&*self.node, &api).await? {
+        if sys::is_local(&api.path) {
+            let reply = sys::local(&*self.node, &api).await?;
             return Ok(Answer::of(reply, &id.to_string()));
         }
-        let core = self.node.core().ok_or(ApiError::Sealed)?;
-        let mut answer = if operation.is_write() {
+        let core = core.ok_or(ApiError::Sealed)?;
+        let mut answer = if sys::only_reads(&api) {
+            core.storage().linearize(hold(deadline)).await?;
+            self.carry_out(&core, &api).await?
+        } else {
             let mut whole = Request::from_parts(head, body);
             let value = HeaderValue::from_str(&id.to_string())
                 .map_err(|error| ApiError::Internal(error.to_string()))?;
             whole.headers_mut().insert(request::REQUEST_ID, value);
-            self.write(&core, &api, whole).await?
-        } else {
-            core.storage().linearize(hold(deadline)).await?;
-            self.carry_out(&core, &api).await?
+            self.write(&core, &api, &whole).await?
         };
         if let Some(value) = vault_index(&core) {
             answer.headers.entry("x-vault-index").or_insert(value);
         }
         Ok(answer)
+    }
+
+    /// The id under which a write is applied at most once.
+    ///
+    /// A follower has chosen it already. One that a client gave is bound to what the client asked for, so that using
+    /// it again for something else is another request instead of being taken for a repetition.
+    fn request_id(
+        &self,
+        core: Option<&Core>,
+        head: &Parts,
+        body: &Bytes,
+        operation: Operation,
+    ) -> Result<Uuid, ApiError> {
+        let (given, core) = match (request::given_id(&head.headers)?, core) {
+            (None, _) => return Ok(Uuid::new_v4()),
+            (Some(id), Some(core)) if operation.is_write() && !self.from_follower => (id, core),
+            (Some(id), _) => return Ok(id),
+        };
+        let token = request::token(&head.headers);
+        let mut asked = Vec::with_capacity(body.len() + 256);
+        let target = head
+            .uri
+            .path_and_query()
+            .map_or("", |target| target.as_str());
+        for part in [
+            given.as_bytes().as_slice(),
+            head.method.as_str().as_bytes(),
+            target.as_bytes(),
+            token.as_ref().map_or(&[], |token| token.as_bytes()),
+            body,
+        ] {
+            asked.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            asked.extend_from_slice(part);
+        }
+        let asked = zeroize::Zeroizing::new(asked);
+        let digest = core.storage().barrier().hmac("request", &asked);
+        let mut id = [0; 16];
+        id.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+        Ok(Uuid::from_bytes(id))
     }
 
     async fn body(&self, body: Body) -> Result<Bytes, ApiError> {
@@ -181,53 +240,63 @@ impl Server {
         }
     }
 
-    /// Carries a write out on whoever leads, waiting for a leader if there is none.
+    /// Has a write carried out by whoever leads, waiting for a leader if there is none.
+    ///
+    /// It is sent again after a loss of leadership, or of the connection to the leader: its id makes sure that it is
+    /// applied once.
     async fn write(
         &self,
         core: &Core,
         api: &ApiRequest,
-        whole: Request<Bytes>,
+        whole: &Request<Bytes>,
     ) -> Result<Answer, ApiError> {
         let until = hold(api.deadline);
+        let mut perhaps_applied = false;
         loop {
             let outcome = match self.node.role() {
                 Role::Leader => self.carry_out(core, api).await,
-                Role::Follower { leader_api_addr } if api.no_forwarding && !self.from_follower => {
-                    let target = whole.uri().path_and_query().map_or("/", |p| p.as_str());
-                    return Ok(redirect(&format!("{leader_api_addr}{target}"), None));
-                }
                 Role::Follower { .. } | Role::NoLeader if self.from_follower => {
                     Err(ApiError::NotLeader)
                 }
-                Role::Follower { .. } | Role::NoLeader => {
-                    self.forward(api, clone_request(&whole), until).await
+                Role::Follower { leader_api_addr } if api.no_forwarding => {
+                    let target = whole.uri().path_and_query().map_or("/", |p| p.as_str());
+                    let leader = leader_api_addr.trim_end_matches('/');
+                    return Ok(redirect(&format!("{leader}{target}"), None));
                 }
+                Role::Follower { .. } | Role::NoLeader => self.forward(whole, until).await,
             };
-            match outcome {
-                Err(ApiError::NotLeader) if !self.from_follower && Instant::now() < until => {
-                    tokio::time::sleep(PAUSE).await;
+            let again = match &outcome {
+                Err(ApiError::NotLeader | ApiError::NoLeader) => true,
+                Err(ApiError::OutcomeUnknown) => {
+                    perhaps_applied = true;
+                    sys::may_be_repeated(api)
                 }
-                Err(ApiError::NotLeader) if !self.from_follower => {
-                    return Err(ApiError::Unavailable(NO_LEADER.to_owned()));
-                }
-                outcome => return outcome,
+                Ok(_) | Err(_) => false,
+            };
+            if !again || self.from_follower {
+                return outcome;
             }
+            if Instant::now() >= until {
+                return Err(if perhaps_applied {
+                    ApiError::OutcomeUnknown
+                } else {
+                    ApiError::NoLeader
+                });
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Sends the request to the leader. `NotLeader`: nothing happened, ask again who leads.
-    async fn forward(
-        &self,
-        api: &ApiRequest,
-        whole: Request<Bytes>,
-        until: Instant,
-    ) -> Result<Answer, ApiError> {
-        match self.node.forward(whole, until).await {
-            Ok(response) if response.headers().contains_key(&NOT_LEADER) => {
-                Err(ApiError::NotLeader)
-            }
+    /// Sends the request to the leader. `NotLeader`, `NoLeader`: nothing was written.
+    async fn forward(&self, whole: &Request<Bytes>, until: Instant) -> Result<Answer, ApiError> {
+        match self.node.forward(clone_request(whole), until).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
+                match head.headers.get(&NOT_LEADER) {
+                    None => {}
+                    Some(outcome) if outcome == NOTHING_DONE => return Err(ApiError::NotLeader),
+                    Some(_) => return Err(ApiError::OutcomeUnknown),
+                }
                 let mut headers = head.headers;
                 headers.remove(header::CONTENT_LENGTH);
                 headers.remove(header::DATE);
@@ -238,19 +307,15 @@ impl Server {
                 })
             }
             Err(ForwardError::NotSent(_)) => Err(ApiError::NotLeader),
-            Err(ForwardError::NoLeader) => Err(ApiError::Unavailable(NO_LEADER.to_owned())),
-            // A storage write carries its id and is applied once, so it may be sent again; `sys` decides on more.
-            Err(ForwardError::Unknown(_)) if !api.path.starts_with("sys/") => {
-                Err(ApiError::NotLeader)
-            }
+            Err(ForwardError::NoLeader) => Err(ApiError::NoLeader),
             Err(ForwardError::Unknown(_)) => Err(ApiError::OutcomeUnknown),
         }
     }
 
     /// Authenticates, authorises and answers, here and now.
     async fn carry_out(&self, core: &Core, api: &ApiRequest) -> Result<Answer, ApiError> {
-        let id = uuid::Uuid::from_bytes(api.request_id).to_string();
-        if let Some(reply) = sys::unauthenticated(&*self.node, api).await? {
+        let id = Uuid::from_bytes(api.request_id).to_string();
+        if let Some(reply) = sys::unauthenticated(&*self.node, core, api).await? {
             return Ok(Answer::of(reply, &id));
         }
         let caller = match &api.token {
@@ -263,39 +328,48 @@ impl Server {
         if !caller.is_root() {
             return Err(ApiError::Denied);
         }
+        if api.operation.has_body() && api.path.ends_with('/') {
+            return Err(ApiError::BadRequest(
+                "cannot write to a path ending in '/'".to_owned(),
+            ));
+        }
+        if api
+            .parameter("help")
+            .is_some_and(|value| request::boolean(value) == Some(true))
+        {
+            return Err(ApiError::BadRequest("help is not available yet".to_owned()));
+        }
         let reply = match api.path.split_once('/') {
             Some(("sys", inside)) => sys::handle(&*self.node, core, api, inside).await?,
             Some(("auth", inside)) => sys::auth(api, inside, &caller)?,
-            _ => self.engine(core, api).await?,
+            _ => engine(core, api, &caller).await?,
         };
         Ok(Answer::of(reply, &id))
     }
+}
 
-    async fn engine(&self, core: &Core, api: &ApiRequest) -> Result<Reply, ApiError> {
-        let table = core.mounts().current(core.storage()).await?;
-        let no_route = || {
-            ApiError::NoRoute(format!(
-                "no handler for route \"{}\". route entry not found.",
-                api.path
-            ))
-        };
-        let (mount, path) = table.route(&api.path).ok_or_else(no_route)?;
-        if mount.tainted {
-            return Err(no_route());
-        }
-        let engine = engines::engine(&mount.kind).ok_or_else(sys::unsupported)?;
-        engine
-            .handle(EngineRequest {
-                operation: api.operation,
-                path,
-                fields: &api.fields,
-                mount,
-                storage: core.storage(),
-                request_id: api.request_id,
-                deadline: api.deadline,
-            })
-            .await
-    }
+/// Routes to the engine of the mount the path lies in.
+async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Reply, ApiError> {
+    let table = core.mounts().current(core.storage()).await?;
+    let (mount, path) = table
+        .route(&api.path)
+        .filter(|(mount, _)| !mount.tainted)
+        .ok_or_else(|| sys::no_handler(&api.path))?;
+    // Its type only: the path is the user's.
+    Span::current().record("mount", mount.kind.as_str());
+    let engine = engines::engine(&mount.kind).ok_or_else(sys::unsupported)?;
+    engine
+        .handle(EngineRequest {
+            operation: api.operation,
+            path,
+            fields: &api.fields,
+            mount,
+            caller,
+            storage: core.storage(),
+            request_id: api.request_id,
+            deadline: api.deadline,
+        })
+        .await
 }
 
 /// Until when a request waits for a leader.

@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value};
+
+use super::error::ApiError;
 
 /// What an endpoint gives back.
 #[derive(Debug)]
@@ -52,9 +54,9 @@ impl Reply {
     }
 
     /// The envelope around a list of names; 404 when there is none.
-    pub(crate) fn list(names: Vec<String>) -> Result<Self, super::error::ApiError> {
+    pub(crate) fn list(names: Vec<String>) -> Result<Self, ApiError> {
         if names.is_empty() {
-            return Err(super::error::ApiError::NotFound);
+            return Err(ApiError::NotFound);
         }
         let mut data = Map::new();
         data.insert("keys".to_owned(), Value::from(names));
@@ -62,27 +64,53 @@ impl Reply {
     }
 }
 
-/// Turns any serialisable struct into an object; anything else into an empty one.
-pub(crate) fn object(value: &impl Serialize) -> Map<String, Value> {
+/// A serialisable struct as the object it is in JSON.
+pub(crate) fn object(value: &impl Serialize) -> Result<Map<String, Value>, ApiError> {
     match serde_json::to_value(value) {
-        Ok(Value::Object(map)) => map,
-        Ok(_) | Err(_) => Map::new(),
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) | Err(_) => Err(ApiError::Internal("an answer is no object".to_owned())),
     }
 }
 
-/// Vault's envelope, fields in Vault's order.
-#[derive(Serialize)]
+/// Fields of the envelope after those of `data`, in Vault's order.
 struct Envelope<'a> {
-    #[serde(flatten)]
-    top: Option<&'a Map<String, Value>>,
     request_id: &'a str,
-    lease_id: &'a str,
-    renewable: bool,
-    lease_duration: u64,
-    data: Option<&'a Map<String, Value>>,
-    wrap_info: Option<Value>,
-    warnings: Option<&'a [String]>,
-    auth: Option<Value>,
+    data: &'a Data,
+}
+
+/// Names that the envelope itself uses: what `data` repeats beside it may not stand in their place.
+const OWN_FIELDS: [&str; 8] = [
+    "request_id",
+    "lease_id",
+    "renewable",
+    "lease_duration",
+    "data",
+    "wrap_info",
+    "warnings",
+    "auth",
+];
+
+impl Serialize for Envelope<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(data) = self.data.data.as_ref().filter(|_| self.data.also_at_top) {
+            for (key, value) in data {
+                if !OWN_FIELDS.contains(&key.as_str()) {
+                    map.serialize_entry(key, value)?;
+                }
+            }
+        }
+        map.serialize_entry("request_id", self.request_id)?;
+        map.serialize_entry("lease_id", "")?;
+        map.serialize_entry("renewable", &false)?;
+        map.serialize_entry("lease_duration", &self.data.lease_duration)?;
+        map.serialize_entry("data", &self.data.data)?;
+        map.serialize_entry("wrap_info", &())?;
+        let warnings = Some(&self.data.warnings).filter(|warnings| !warnings.is_empty());
+        map.serialize_entry("warnings", &warnings)?;
+        map.serialize_entry("auth", &())?;
+        map.end()
+    }
 }
 
 /// A finished answer: status, headers, whole body.
@@ -138,15 +166,8 @@ impl Answer {
             Reply::Data(data) => data,
         };
         let envelope = Envelope {
-            top: data.data.as_ref().filter(|_| data.also_at_top),
             request_id,
-            lease_id: "",
-            renewable: false,
-            lease_duration: data.lease_duration,
-            data: data.data.as_ref(),
-            wrap_info: None,
-            warnings: Some(data.warnings.as_slice()).filter(|w| !w.is_empty()),
-            auth: None,
+            data: &data,
         };
         Self::json(StatusCode::OK, &envelope)
     }
@@ -160,5 +181,56 @@ impl Answer {
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn body(reply: Reply) -> String {
+        let answer = Answer::of(reply, "id");
+        String::from_utf8(answer.body.to_vec()).unwrap()
+    }
+
+    fn object_of(value: Value) -> Map<String, Value> {
+        object(&value).unwrap()
+    }
+
+    #[test]
+    fn the_envelope_has_vaults_fields_in_vaults_order() {
+        let data = json!({ "n": serde_json::from_str::<Value>("1.10").unwrap() });
+        assert_eq!(
+            body(Reply::data(object_of(data))),
+            concat!(
+                r#"{"request_id":"id","lease_id":"","renewable":false,"lease_duration":0,"#,
+                r#""data":{"n":1.10},"wrap_info":null,"warnings":null,"auth":null}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn data_beside_the_envelope_does_not_replace_its_fields() {
+        let data = json!({ "auth": 1, "kv/": 2 });
+        assert_eq!(
+            body(Reply::system(object_of(data))),
+            concat!(
+                r#"{"kv/":2,"request_id":"id","lease_id":"","renewable":false,"lease_duration":0,"#,
+                r#""data":{"auth":1,"kv/":2},"wrap_info":null,"warnings":null,"auth":null}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn warnings_are_a_list_or_null() {
+        let reply = Reply::Data(Data {
+            warnings: vec!["w".to_owned()],
+            ..Data::default()
+        });
+        assert!(body(reply).contains(r#""data":null,"wrap_info":null,"warnings":["w"]"#));
     }
 }
