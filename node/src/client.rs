@@ -9,6 +9,9 @@
 
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -183,12 +183,13 @@ fn section(title: &str, object: &Value) -> String {
         .as_object()
         .into_iter()
         .flatten()
-        .map(|(name, value)| (name.clone(), plain(value)))
+        .map(|(name, value)| (name.clone(), secret::shown(name, value)))
         .collect();
     fields.sort();
-    let table = key_values(&fields);
-    let width = table.lines().next().map_or(0, |line| line.chars().count());
-    format!("{}{table}", heading(title, width))
+    // As wide as the line under the heading would be if the longest key were in it.
+    let longest = fields.iter().map(|(name, _)| name.chars().count()).max();
+    let width = longest.unwrap_or(0) + "    Value".len();
+    format!("{}{}", heading(title, width), key_values(&fields))
 }
 
 pub(crate) fn put(run: &mut Invocation<'_>) -> Result<(), Failure> {

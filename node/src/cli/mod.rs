@@ -91,7 +91,7 @@ impl Invocation<'_> {
             .text("format")
             .map(str::to_owned)
             .or_else(|| self.environment.find("FORMAT").map(|(_, value)| value));
-        let Some(named) = named else {
+        let Some(named) = named.filter(|named| !named.is_empty()) else {
             return Ok(Format::Table);
         };
         Format::parse(&named)

@@ -209,7 +209,7 @@ pub(crate) fn members(run: &mut Invocation<'_>) -> Result<(), Failure> {
     let answer = run
         .api()?
         .get("sys/ha-status")
-        .map_err(|error| error.during("Error getting HA status"))?
+        .map_err(|error| error.during(""))?
         .unwrap_or_default();
     // Vault's name has a capital, OpenBao's wire has none.
     let nodes = ["/Nodes", "/nodes", "/data/Nodes", "/data/nodes"]

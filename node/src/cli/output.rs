@@ -33,21 +33,43 @@ impl Format {
 
 /// A JSON object that keeps the order it was made in.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Ordered(pub(crate) Vec<(String, Value)>);
+pub(crate) struct Ordered(pub(crate) Vec<(String, Node)>);
+
+/// A field of an [`Ordered`]: any JSON, or another one that keeps its order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Node {
+    /// Sorted, as Go prints maps.
+    Plain(Value),
+    /// In its own order, as Go prints structures.
+    Ordered(Ordered),
+}
 
 impl Ordered {
     /// The fields `names` of `object` in this order, absent ones left out.
     pub(crate) fn pick(object: &Value, names: &[&str]) -> Self {
         let found = names.iter().filter_map(|name| {
             let value = object.get(name)?;
-            Some(((*name).to_owned(), value.clone()))
+            Some(((*name).to_owned(), Node::Plain(value.clone())))
         });
         Self(found.collect())
     }
 
     /// Adds a field.
     pub(crate) fn push(&mut self, name: &str, value: impl Into<Value>) {
-        self.0.push((name.to_owned(), value.into()));
+        self.0.push((name.to_owned(), Node::Plain(value.into())));
+    }
+
+    /// Puts the fields of the object `name`, if it is one, into the order of `names`.
+    pub(crate) fn arrange(&mut self, name: &str, names: &[&str]) {
+        for (field, node) in &mut self.0 {
+            if let Node::Plain(value) = node
+                && field == name
+                && value.is_object()
+            {
+                *node = Node::Ordered(Self::pick(value, names));
+            }
+        }
     }
 }
 
@@ -139,7 +161,7 @@ pub(crate) fn key_values(pairs: &[(String, String)]) -> String {
     table(&rows)
 }
 
-/// A heading between equal signs, about as wide as `width`.
+/// A heading between equal signs, about as wide as `width` characters.
 pub(crate) fn heading(title: &str, width: usize) -> String {
     let signs = match width.checked_sub(title.chars().count() + 2) {
         None | Some(0) => 4,
@@ -271,12 +293,14 @@ fn yaml_text(text: &str) -> String {
     let starts_plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
     let all_plain = text
         .chars()
-        .all(|c| c.is_ascii_alphanumeric() || "-_./+=@ ".contains(c));
+        .all(|c| c.is_ascii_alphanumeric() || "-_./+=@,: ".contains(c));
     let is_word = matches!(
         text.to_ascii_lowercase().as_str(),
         "true" | "false" | "yes" | "no" | "on" | "off" | "null" | "y" | "n"
     );
-    if starts_plain && all_plain && !is_word && !text.ends_with(' ') {
+    // A colon before a space or at the end would make it a key.
+    let is_key = text.contains(": ") || text.ends_with(':');
+    if starts_plain && all_plain && !is_word && !is_key && !text.ends_with(' ') {
         text.to_owned()
     } else {
         Value::from(text).to_string()
@@ -340,10 +364,10 @@ mod tests {
 
     #[test]
     fn yaml_blocks() {
-        let value = json!({"b": {"x": [], "y": "2026-01-01T00:00:00Z"}, "a": [1, {"k": "v", "l": null}], "t": "true"});
+        let value = json!({"b": {"x": [], "z": "2026-01-01T00:00:00Z"}, "a": [1, {"k": "v", "l": null}], "t": "true", "u": "http://h:1/", "v": "a: b"});
         assert_eq!(
             structured(&value, Format::Yaml),
-            "a:\n- 1\n- k: v\n  l: null\nb:\n  x: []\n  y: \"2026-01-01T00:00:00Z\"\nt: \"true\"\n"
+            "a:\n- 1\n- k: v\n  l: null\nb:\n  x: []\n  z: \"2026-01-01T00:00:00Z\"\nt: \"true\"\nu: http://h:1/\nv: \"a: b\"\n"
         );
     }
 

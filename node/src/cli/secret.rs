@@ -18,6 +18,29 @@ const ENVELOPE: &[&str] = &[
     "warnings",
 ];
 
+const AUTH: &[&str] = &[
+    "client_token",
+    "accessor",
+    "policies",
+    "token_policies",
+    "identity_policies",
+    "metadata",
+    "orphan",
+    "entity_id",
+    "lease_duration",
+    "renewable",
+    "mfa_requirement",
+];
+
+const WRAP_INFO: &[&str] = &[
+    "token",
+    "accessor",
+    "ttl",
+    "creation_time",
+    "creation_path",
+    "wrapped_accessor",
+];
+
 /// The answer in the order Vault's command line prints it; `auth` and `wrap_info` only when there.
 pub(crate) fn envelope(answer: &Value) -> Ordered {
     let mut fields = Ordered::default();
@@ -29,6 +52,8 @@ pub(crate) fn envelope(answer: &Value) -> Ordered {
             fields.push(name, value.clone());
         }
     }
+    fields.arrange("auth", AUTH);
+    fields.arrange("wrap_info", WRAP_INFO);
     fields
 }
 
@@ -109,13 +134,13 @@ pub(crate) fn print_field(
 pub(crate) fn print_value(run: &mut Invocation<'_>, value: &Value) -> Result<(), Failure> {
     let format = run.format()?;
     let text = match (format, value) {
-        (Format::Json | Format::Yaml, _) => structured(value, format),
+        (Format::Json | Format::Yaml, _) => structured(value, format).trim_end().to_owned(),
         (Format::Table, Value::Object(_) | Value::Array(_)) => plain(value),
         (Format::Table, Value::String(text)) => text.clone(),
         (Format::Table, Value::Null | Value::Bool(_) | Value::Number(_)) => plain(value),
     };
     run.print(&text)?;
-    if format == Format::Table && run.is_terminal {
+    if run.is_terminal {
         run.print("\n")?;
     }
     Ok(())
@@ -128,6 +153,19 @@ pub(crate) fn print_structured<T: Serialize>(
 ) -> Result<(), Failure> {
     let format = run.format()?;
     run.print(&structured(value, format))
+}
+
+/// A field in a table: numbers under a name that speaks of time are durations.
+pub(crate) fn shown(name: &str, value: &Value) -> String {
+    let is_time = matches!(name, "period" | "lease_max" | "ttl_max")
+        || ["ttl", "duration", "period"].iter().any(|word| {
+            name.strip_suffix(word)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
+        });
+    match value.as_i64() {
+        Some(seconds) if is_time => human_seconds(seconds),
+        _ => plain(value),
+    }
 }
 
 fn rows(answer: &Value) -> Vec<(String, String)> {
@@ -166,7 +204,7 @@ fn rows(answer: &Value) -> Vec<(String, String)> {
         let mut fields: Vec<_> = data.iter().collect();
         fields.sort_by_key(|(name, _)| *name);
         for (name, value) in fields {
-            add(name, plain(value));
+            add(name, shown(name, value));
         }
     }
     pairs

@@ -7,7 +7,7 @@ use super::{
     Failure, Invocation,
     flags::{Flag, Takes},
     logical::sanitize,
-    output::{Format, Ordered, human_seconds, plain, table},
+    output::{Format, Ordered, plain, table},
     secret,
 };
 use crate::config::parse_duration;
@@ -242,6 +242,18 @@ const MOUNT_FIELDS: &[&str] = &[
     "deprecation_status",
 ];
 
+const CONFIG_FIELDS: &[&str] = &[
+    "default_lease_ttl",
+    "max_lease_ttl",
+    "force_no_cache",
+    "audit_non_hmac_request_keys",
+    "audit_non_hmac_response_keys",
+    "listing_visibility",
+    "passthrough_request_headers",
+    "allowed_response_headers",
+    "token_type",
+];
+
 pub(crate) fn list(run: &mut Invocation<'_>) -> Result<(), Failure> {
     run.arguments::<0>()?;
     let format = run.format()?;
@@ -260,7 +272,14 @@ pub(crate) fn list(run: &mut Invocation<'_>) -> Result<(), Failure> {
     if format != Format::Table {
         let mounts: std::collections::BTreeMap<&String, Ordered> = mounts
             .into_iter()
-            .map(|(path, mount)| (path, Ordered::pick(mount, MOUNT_FIELDS)))
+            .map(|(path, mount)| {
+                let mut fields = Ordered::pick(mount, MOUNT_FIELDS);
+                fields.arrange("config", CONFIG_FIELDS);
+                if mount.get("deprecation_status").is_none() {
+                    fields.push("deprecation_status", "");
+                }
+                (path, fields)
+            })
             .collect();
         return secret::print_structured(run, &mounts);
     }
@@ -355,6 +374,6 @@ fn ttl(mount: &Value, pointer: &str) -> String {
     }
     match mount.pointer(pointer).and_then(Value::as_i64) {
         None | Some(0) => "system".to_owned(),
-        Some(seconds) => human_seconds(seconds),
+        Some(seconds) => seconds.to_string(),
     }
 }

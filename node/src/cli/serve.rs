@@ -116,8 +116,10 @@ fn start_log(config: &Config) {
         LogLevel::Info | LogLevel::Warn => "warn",
         LogLevel::Error => "error",
     };
+    // Two libraries overdo it: cryptoki reports every mechanism it has no name for as an error, and openraft every missed
+    // heartbeat as a warning, which our own transport reports once.
     let filter = EnvFilter::new(format!(
-        "{quieter},strongroom={level},strongroom_api={level},strongroom_raft={level},strongroom_seal={level}"
+        "{quieter},cryptoki::mechanism=off,openraft=error,strongroom={level},strongroom_api={level},strongroom_raft={level},strongroom_seal={level}"
     ));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

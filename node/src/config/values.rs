@@ -82,7 +82,7 @@ pub(super) fn parse_number(text: &str) -> Option<u64> {
 /// The candidate that `word` was probably meant to be.
 pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let word = word.to_ascii_lowercase().replace('-', "_");
-    let allowed = (word.chars().count() / 3).clamp(1, 3);
+    let allowed = word.chars().count().div_ceil(3).min(3);
     candidates
         .iter()
         .map(|candidate| (distance(&word, candidate), *candidate))
