@@ -345,6 +345,20 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever is done to it, it is refused or it keeps its rules.
+        #[test]
+        fn no_json_panics(at in 0_usize..240, byte in proptest::prelude::any::<u8>(), cut in proptest::prelude::any::<bool>()) {
+            let mut json = sample().to_json().unwrap();
+            let at = at % json.len();
+            json[at] = byte;
+            json.truncate(if cut { at } else { json.len() });
+            if let Ok(config) = SealConfig::from_json(&json) {
+                proptest::prop_assert!(config.check().is_ok());
+            }
+        }
+    }
+
     #[test]
     fn unknown_formats_and_fields_are_refused() {
         let json = String::from_utf8(sample().to_json().unwrap()).unwrap();

@@ -6,7 +6,7 @@
 //! - Exactly one term is active, it is the highest, and terms are `1..0x0100_0000` (so that a barrier value never
 //!   starts like a seal-wrap envelope).
 //! - Stored bytes: `format u8 = 1 | nonce 12 | AES-256-GCM ciphertext | tag 16`, associated data `core/keyring` and the
-//!   format byte; inside is the protobuf message [`Message`]. Changing a field number makes existing clusters unreadable.
+//!   format byte; inside is the protobuf message `Message`. Changing a field number makes existing clusters unreadable.
 
 use std::fmt;
 

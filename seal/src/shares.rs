@@ -343,6 +343,17 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
+        fn no_shares_panic(
+            shares in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..6), 0..6),
+            threshold in 0_u8..7,
+        ) {
+            if let Ok(secret) = combine(&shares, threshold) {
+                prop_assert_eq!(shares.len(), usize::from(threshold));
+                prop_assert!(!secret.is_empty());
+            }
+        }
+
+        #[test]
         fn any_threshold_of_shares_gives_the_secret(
             secret in proptest::collection::vec(any::<u8>(), 1..40),
             (n, k) in (2_u8..=10).prop_flat_map(|n| (Just(n), 2..=n)),

@@ -3,10 +3,10 @@
 //! In: a path and barrier ciphertext. Out: an envelope (`envelope` has the bytes), or back.
 //!
 //! Invariants
-//! - One data key serves at most [`MAX_VALUES`] values and [`DEK_LIFE`] seconds of writes, so the HSM's speed bounds
+//! - One data key serves at most `MAX_VALUES` values and `DEK_LIFE` seconds of writes, so the HSM's speed bounds
 //!   batches, not writes; each value has a key of its own derived from it.
-//! - Unwrapped data keys are cached by everything the HSM authenticates about them, at most [`CACHE_MAX`] for at most
-//!   [`CACHE_TTL`], and wiped when they leave. Concurrent readers of one data key ask the HSM once.
+//! - Unwrapped data keys are cached by everything the HSM authenticates about them, at most `CACHE_MAX` for at most
+//!   `CACHE_TTL`, and wiped when they leave. Concurrent readers of one data key ask the HSM once.
 //! - When the HSM is away nothing is written unwrapped: wrapping fails.
 
 use std::{

@@ -302,13 +302,46 @@ fn a_key_made_by_another_process_is_found() {
     });
 }
 
-/// The other process of the test above; does nothing by itself.
+/// While one process logs in, SoftHSM's token is gone for the others: starting together works all the same.
+#[test]
+fn processes_that_start_together_all_get_in() {
+    isolated("processes_that_start_together_all_get_in", |token| {
+        let file = token.dir.join("config.json");
+        let start = || {
+            std::process::Command::new(std::env::current_exe().unwrap())
+                .env("STRONGROOM_SEAL_TEST_OUTPUT", &file)
+                .args(["another_process", "--exact"])
+                .spawn()
+                .unwrap()
+        };
+        assert!(start().wait().unwrap().success());
+        for _ in 0..5 {
+            let nodes = [start(), start(), start()];
+            for mut node in nodes {
+                assert!(node.wait().unwrap().success());
+            }
+        }
+    });
+}
+
+/// The other process of the tests above; does nothing by itself.
 #[test]
 fn another_process() {
     let Some(file) = std::env::var_os("STRONGROOM_SEAL_TEST_OUTPUT") else {
         return;
     };
     let token = Token::at(std::path::Path::new(&file).parent().unwrap());
+    if let Ok(json) = std::fs::read(&file) {
+        return block_on(async {
+            let hsm = Hsm::start(token.config()).unwrap();
+            hsm.connected().await;
+            hsm.open(&SealConfig::from_json(&json).unwrap())
+                .await
+                .unwrap();
+            round_trip(&hsm).await;
+            hsm.shutdown().await;
+        });
+    }
     block_on(async {
         let hsm = Hsm::start(token.config()).unwrap();
         let config = establish(&hsm).await.unwrap();

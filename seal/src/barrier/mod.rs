@@ -7,7 +7,7 @@
 //!   the first five bytes and the logical path. The first byte is 0, so no value looks like a seal-wrap envelope.
 //! - A nonce is random; one key encrypts at most 2^32 values, then [`BarrierError::Exhausted`].
 //!   Source: NIST SP 800-38D §8.3.
-//! - Stored keys: see [`names`].
+//! - Stored keys: see `names`.
 
 mod names;
 
@@ -105,7 +105,7 @@ impl Barrier {
         *inner = Arc::new(new);
     }
 
-    /// The stored key of `path`, e.g. `logical/<mount>/app/db`; see [`names`].
+    /// The stored key of `path`, e.g. `logical/<mount>/app/db`; see `names`.
     ///
     /// # Errors
     /// `Path` when the path breaks the rules in `check_path`.

@@ -11,7 +11,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cryptoki::{
@@ -40,7 +40,7 @@ pub(super) struct Conn {
     pub(super) slot: Slot,
     pub(super) force_rw: bool,
     /// Held during each call if the module cannot lock by itself, or the token has few sessions.
-    pub(super) serial: Option<Mutex<()>>,
+    pub(super) serial: Option<Arc<Mutex<()>>>,
     /// Whether sessions must be given back after each call.
     pub(super) few_sessions: bool,
     pub(super) keys: Vec<Resolved>,

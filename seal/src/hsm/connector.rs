@@ -10,14 +10,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use cryptoki::{
     context::Pkcs11,
     session::Session,
-    slot::{Limit, TokenInfo},
+    slot::{Limit, Slot, TokenInfo},
 };
 
 use super::{
@@ -54,9 +54,19 @@ pub(super) struct Connector {
     generation: u64,
     epoch: u64,
     locking: Locking,
+    /// See [`Conn::serial`]; one for all connections, because calls on an old one may still run.
+    serial: Arc<Mutex<()>>,
     lost_logins: VecDeque<Instant>,
     /// Attempts since the connection was lost.
     failures: u32,
+}
+
+/// The token that was found.
+#[derive(Clone, Copy)]
+struct Token {
+    slot: Slot,
+    /// See [`Conn::few_sessions`].
+    few_sessions: bool,
 }
 
 /// Why waiting ended.
@@ -77,6 +87,7 @@ impl Connector {
             generation: 0,
             epoch: 0,
             locking: Locking::Module,
+            serial: Arc::default(),
             lost_logins: VecDeque::new(),
             failures: 0,
         }
@@ -200,8 +211,12 @@ impl Connector {
             .module
             .clone()
             .ok_or_else(|| unavailable("not loaded"))?;
-        self.login = Some(self.log_in(&module)?.1);
-        self.publish(&module)
+        // Calls on the old connection may still run.
+        let serial = Arc::clone(&self.serial);
+        let _alone = (self.locking == Locking::Ours)
+            .then(|| serial.lock().unwrap_or_else(PoisonError::into_inner));
+        let token = self.log_in(&module)?;
+        self.publish(&module, token)
     }
 
     /// Rung C.
@@ -220,51 +235,56 @@ impl Connector {
         self.locking = conn::initialize(&module)?;
         self.initialized = true;
         self.epoch += 1;
-        self.login = Some(self.log_in(&module)?.1);
-        self.publish(&module)
+        let token = self.log_in(&module)?;
+        self.publish(&module, token)
     }
 
-    fn log_in(&self, module: &Pkcs11) -> Result<(cryptoki::slot::Slot, Session), HsmError> {
+    /// Finds the token and logs in; the login lasts as long as its session.
+    fn log_in(&mut self, module: &Pkcs11) -> Result<Token, HsmError> {
         self.enter();
         let (slot, info) = conn::find_slot(module, &self.shared.config)?;
         self.enter();
-        let pin = self
-            .shared
-            .pin
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let pin = pin.as_ref().ok_or_else(stopping)?;
-        let session = conn::log_in(module, slot, info.as_ref(), &self.shared.config, pin)?;
-        Ok((slot, session))
+        let session = {
+            let pin = self
+                .shared
+                .pin
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let pin = pin.as_ref().ok_or_else(stopping)?;
+            conn::log_in(module, slot, info.as_ref(), &self.shared.config, pin)?
+        };
+        self.login = Some(session);
+        Ok(Token {
+            slot,
+            few_sessions: info.is_some_and(|info| self.has_few_sessions(&info)),
+        })
     }
 
     /// Proves the cluster's keys, if they are known, and lets workers in.
-    fn publish(&mut self, module: &Pkcs11) -> Result<(), HsmError> {
+    fn publish(&mut self, module: &Pkcs11, token: Token) -> Result<(), HsmError> {
         self.enter();
-        let mut conn = self.connection(module)?;
-        if let Some(config) = &self.pinned {
-            conn.keys =
-                keys::resolve(&conn, config, ById::of(&self.shared.config)).map_err(to_error)?;
-        } else {
-            worker::check(&conn).map_err(to_error)?;
+        let mut conn = Conn {
+            generation: self.generation + 1,
+            epoch: self.epoch,
+            pkcs11: module.clone(),
+            slot: token.slot,
+            force_rw: self.shared.config.force_rw_session,
+            serial: (token.few_sessions || self.locking == Locking::Ours)
+                .then(|| Arc::clone(&self.serial)),
+            few_sessions: token.few_sessions,
+            keys: Vec::new(),
+        };
+        match &self.pinned {
+            Some(config) => conn.keys = self.resolve(&conn, config)?,
+            None => worker::check(&conn).map_err(to_error)?,
         }
         self.admit(conn);
         Ok(())
     }
 
-    fn connection(&self, module: &Pkcs11) -> Result<Conn, HsmError> {
-        let (slot, info) = conn::find_slot(module, &self.shared.config)?;
-        let few_sessions = info.is_some_and(|info| self.has_few_sessions(&info));
-        Ok(Conn {
-            generation: self.generation + 1,
-            epoch: self.epoch,
-            pkcs11: module.clone(),
-            slot,
-            force_rw: self.shared.config.force_rw_session,
-            serial: (few_sessions || self.locking == Locking::Ours).then(Mutex::default),
-            few_sessions,
-            keys: Vec::new(),
-        })
+    fn resolve(&self, conn: &Conn, config: &SealConfig) -> Result<Vec<Resolved>, HsmError> {
+        self.enter();
+        keys::resolve(conn, config, ById::of(&self.shared.config)).map_err(to_error)
     }
 
     /// Whether the token has no session for every worker beside the login and a check.
@@ -345,7 +365,13 @@ impl Connector {
             looked += 1;
             match &error {
                 // A key that another process made may be invisible to this context for good.
-                HsmError::KeyMissing { .. } | HsmError::KeyForeign { .. } if looked < LOOKS => {
+                // And one that is logged in to by another process may be out of order for a moment.
+                HsmError::KeyMissing { .. }
+                | HsmError::KeyForeign { .. }
+                | HsmError::Unavailable { .. }
+                    if looked < LOOKS =>
+                {
+                    std::thread::sleep(FIRST_PAUSE.saturating_mul(looked));
                     self.restart_context()?;
                 }
                 HsmError::KeyMissing { .. }
@@ -365,16 +391,25 @@ impl Connector {
         }
     }
 
+    /// The current connection, with `config`'s keys.
     fn look(&self, config: &SealConfig) -> Result<Conn, HsmError> {
+        let current = self
+            .shared
+            .gate
+            .current()
+            .ok_or_else(|| self.shared.refusal())?;
         self.enter();
-        let module = self
-            .module
-            .clone()
-            .ok_or_else(|| unavailable("not loaded"))?;
-        let mut conn = self.connection(&module)?;
-        conn.keys =
-            keys::resolve(&conn, config, ById::of(&self.shared.config)).map_err(to_error)?;
-        Ok(conn)
+        let _alone = current.lock();
+        Ok(Conn {
+            generation: self.generation + 1,
+            epoch: current.epoch,
+            pkcs11: current.pkcs11.clone(),
+            slot: current.slot,
+            force_rw: current.force_rw,
+            serial: current.serial.clone(),
+            few_sessions: current.few_sessions,
+            keys: self.resolve(&current, config)?,
+        })
     }
 
     /// Rung C on purpose, while all is well.
@@ -419,7 +454,7 @@ impl Connector {
             .shared
             .pin
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner) = None;
         for Order::Open { reply, .. } in inbox.orders {
             // The caller may have gone.
             let _ = reply.send(Err(stopping()));
