@@ -471,6 +471,36 @@ fn few_sessions_are_enough() {
     });
 }
 
+/// A token without AES-GCM gets the next best thing.
+#[test]
+fn the_mechanism_follows_the_token() {
+    isolated("the_mechanism_follows_the_token", |token| {
+        block_on(async {
+            let hsm = Hsm::start(token.chaos_config()).unwrap();
+            hsm.connected().await;
+            assert_eq!(hsm.plan_key().await.unwrap().mechanism, Mechanism::AesGcm);
+            // One "no" to what the first choice needs, and the next one is taken.
+            token.order("rv 0x70 C_GetMechanismInfo 1");
+            let plan = hsm.plan_key().await.unwrap();
+            assert_eq!(plan.mechanism, Mechanism::AesCbcPadHmac);
+            token.order("rv 0x70 C_GetMechanismInfo");
+            let error = hsm.plan_key().await.unwrap_err();
+            assert!(error.to_string().contains("offers none"), "{error}");
+            token.order("");
+            let config = HsmConfig {
+                mechanism: Some(Mechanism::AesGcm),
+                ..token.chaos_config()
+            };
+            hsm.shutdown().await;
+            let hsm = Hsm::start(config).unwrap();
+            hsm.connected().await;
+            token.order("rv 0x70 C_GetMechanismInfo");
+            let error = hsm.plan_key().await.unwrap_err();
+            assert!(error.to_string().contains("CKM_AES_GCM"), "{error}");
+        });
+    });
+}
+
 /// Before any key is known there is no canary, and still an outage is noticed and got over.
 #[test]
 fn an_outage_before_init_is_noticed() {

@@ -9,6 +9,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use cryptoki::{
+    error::{Error as Pkcs11Error, RvError},
     mechanism::{Mechanism as Pkcs11Mechanism, MechanismType},
     object::{Attribute, AttributeType, KeyType, ObjectClass},
     session::Session,
@@ -117,10 +118,8 @@ fn choose_mechanism(
     has_aes: bool,
     has_rsa: bool,
 ) -> Result<Mechanism, Fault> {
-    let offered = conn.pkcs11.get_mechanism_list(conn.slot)?;
-    let can = |mechanism: Mechanism| mechanism.needs().iter().all(|need| offered.contains(need));
     if let Some(mechanism) = config.mechanism {
-        return if can(mechanism) {
+        return if offers(conn, mechanism.needs())? {
             Ok(mechanism)
         } else {
             Err(misconfigured(format!(
@@ -129,21 +128,32 @@ fn choose_mechanism(
             )))
         };
     }
-    Mechanism::PREFERENCE
-        .into_iter()
-        .filter(|mechanism| match mechanism {
+    for mechanism in Mechanism::PREFERENCE {
+        let key_fits = match mechanism {
             Mechanism::RsaOaep => has_rsa || !has_aes,
             Mechanism::AesGcm | Mechanism::AesCbcPadHmac => {
-                has_aes || (!has_rsa && offered.contains(&MechanismType::AES_KEY_GEN))
+                has_aes || (!has_rsa && offers(conn, &[MechanismType::AES_KEY_GEN])?)
             }
-        })
-        .find(|mechanism| can(*mechanism))
-        .ok_or_else(|| {
-            misconfigured(
-                "the token offers none of AES-GCM, AES-CBC with HMAC, and RSA-OAEP for the key"
-                    .to_owned(),
-            )
-        })
+        };
+        if key_fits && offers(conn, mechanism.needs())? {
+            return Ok(mechanism);
+        }
+    }
+    Err(misconfigured(
+        "the token offers none of AES-GCM, AES-CBC with HMAC, and RSA-OAEP for the key".to_owned(),
+    ))
+}
+
+/// Asks for each one alone: the whole list may hold kinds that the wrapper does not know and complains about.
+fn offers(conn: &Conn, wanted: &[MechanismType]) -> Result<bool, Fault> {
+    for mechanism in wanted {
+        match conn.pkcs11.get_mechanism_info(conn.slot, *mechanism) {
+            Ok(_) => {}
+            Err(Pkcs11Error::Pkcs11(RvError::MechanismInvalid, _)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
 }
 
 /// Makes sure that the key of `intent` exists and works; see [`super::Hsm::establish_key`].
