@@ -67,7 +67,7 @@ pub(super) fn check(
     )
     .unwrap_or(LogFormat::Standard);
     let disable_mlock = mlock(&mut top, environment, report);
-    let (default_lease_ttl, max_lease_ttl) = leases(&mut top, report);
+    leases(&mut top, report);
     let pid_file = top
         .take_string("pid_file", report)
         .map(|path| PathBuf::from(path.value));
@@ -83,8 +83,6 @@ pub(super) fn check(
         log_level,
         log_format,
         disable_mlock,
-        default_lease_ttl,
-        max_lease_ttl,
         pid_file,
     })
 }
@@ -150,7 +148,8 @@ fn mlock(top: &mut Section, environment: &Environment, report: &mut Report) -> b
     })
 }
 
-fn leases(top: &mut Section, report: &mut Report) -> (Duration, Duration) {
+/// Checked, so that a mistake shows now and not when leases come.
+fn leases(top: &mut Section, report: &mut Report) {
     let default = top.take_duration("default_lease_ttl", report);
     let max = top.take_duration("max_lease_ttl", report);
     let nonzero = |found: &Option<Located<Duration>>| {
@@ -159,9 +158,16 @@ fn leases(top: &mut Section, report: &mut Report) -> (Duration, Duration) {
             .map(|ttl| ttl.value)
             .filter(|ttl| !ttl.is_zero())
     };
-    let max_ttl = nonzero(&max).unwrap_or(DEFAULT_LEASE_TTL);
-    let default_ttl = nonzero(&default).unwrap_or_else(|| DEFAULT_LEASE_TTL.min(max_ttl));
-    if default_ttl > max_ttl
+    let longest = nonzero(&max).unwrap_or(DEFAULT_LEASE_TTL);
+    for (key, found) in [("default_lease_ttl", &default), ("max_lease_ttl", &max)] {
+        if let Some(found) = found {
+            report.warn(
+                &found.at,
+                format!("{key} has no effect: nothing has a lease yet"),
+            );
+        }
+    }
+    if nonzero(&default).is_some_and(|default| default > longest)
         && let Some(place) = default.or(max)
     {
         report.problem(
@@ -169,7 +175,6 @@ fn leases(top: &mut Section, report: &mut Report) -> (Duration, Duration) {
             "default_lease_ttl must not be longer than max_lease_ttl (768h unless set)",
         );
     }
-    (default_ttl, max_ttl)
 }
 
 /// What clients are told. Without a setting: the first listener, and this machine's address if that one is for all

@@ -15,8 +15,6 @@ const DEFAULT_ADDRESS: ([u8; 4], u16) = ([127, 0, 0, 1], 8200);
 const MAX_REQUEST_SIZE: usize = 32 << 20;
 const MAX_REQUEST_DURATION: Duration = Duration::from_secs(90);
 const READ_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Every listener; none at all, or one address twice, is a mistake.
 pub(super) fn check_all(top: &mut Section, report: &mut Report) -> Vec<Listener> {
@@ -79,9 +77,16 @@ fn check(block: Labelled, report: &mut Report) -> Option<Listener> {
     };
     let max_request_duration = time("max_request_duration", MAX_REQUEST_DURATION);
     let http_read_header_timeout = time("http_read_header_timeout", READ_HEADER_TIMEOUT);
-    let http_read_timeout = time("http_read_timeout", READ_TIMEOUT);
-    let http_write_timeout = time("http_write_timeout", Duration::ZERO);
-    let http_idle_timeout = time("http_idle_timeout", IDLE_TIMEOUT);
+    section.without_effect(
+        &[
+            "http_read_timeout",
+            "http_write_timeout",
+            "http_idle_timeout",
+        ],
+        "set max_request_duration and http_read_header_timeout",
+        |section, key, report| section.take_duration(key, report).map(|found| found.at),
+        report,
+    );
     refuse_proxy_protocol(&mut section, report);
     let at = section.at.clone();
     section.finish(known::LISTENER, report);
@@ -99,9 +104,6 @@ fn check(block: Labelled, report: &mut Report) -> Option<Listener> {
         max_request_size,
         max_request_duration,
         http_read_header_timeout,
-        http_read_timeout,
-        http_write_timeout,
-        http_idle_timeout,
     })
 }
 

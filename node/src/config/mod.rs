@@ -60,10 +60,6 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     /// Do not lock memory.
     pub(crate) disable_mlock: bool,
-    /// Lease of what does not say otherwise.
-    pub(crate) default_lease_ttl: Duration,
-    /// Longest lease; not below the default.
-    pub(crate) max_lease_ttl: Duration,
     /// Where to write the process id.
     pub(crate) pid_file: Option<PathBuf>,
 }
@@ -104,12 +100,6 @@ pub(crate) struct Listener {
     pub(crate) max_request_duration: Duration,
     /// For the request's headers.
     pub(crate) http_read_header_timeout: Duration,
-    /// For the whole request.
-    pub(crate) http_read_timeout: Duration,
-    /// For the response; zero is unlimited.
-    pub(crate) http_write_timeout: Duration,
-    /// For the next request on a connection that is kept open.
-    pub(crate) http_idle_timeout: Duration,
 }
 
 /// TLS of one listener. The files were readable and parsed when they were checked.
@@ -162,14 +152,8 @@ pub(crate) struct RaftStorage {
     pub(crate) node_id: String,
     /// The name was made up just now and must be kept by [`RaftStorage::keep_node_id`].
     pub(crate) node_id_is_new: bool,
-    /// Stretches Raft's time-outs: 1 (fastest) to 10; 5 unless set.
+    /// Stretches Raft's time-outs: 1 (fastest, and the default) to 10.
     pub(crate) performance_multiplier: u32,
-    /// Log entries kept behind a snapshot.
-    pub(crate) trailing_logs: u64,
-    /// Log entries after which a snapshot is made.
-    pub(crate) snapshot_threshold: u64,
-    /// How often it is checked whether a snapshot is due.
-    pub(crate) snapshot_interval: Duration,
     /// Largest entry, bytes.
     pub(crate) max_entry_size: usize,
     /// Nodes to join, tried until one takes this node in.

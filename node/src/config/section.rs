@@ -163,6 +163,15 @@ impl Section {
             .map(|found| found.value)
     }
 
+    /// A whole number of any size.
+    pub(super) fn take_located_number(
+        &mut self,
+        key: &'static str,
+        report: &mut Report,
+    ) -> Option<Located<u64>> {
+        self.take_parsed(key, "a whole number", parse_number, report)
+    }
+
     /// A duration; a bare number is seconds.
     pub(super) fn take_duration(
         &mut self,
@@ -175,6 +184,22 @@ impl Section {
             parse_duration,
             report,
         )
+    }
+
+    /// Settings that are checked for form and then do nothing, each with a warning that says so.
+    pub(super) fn without_effect(
+        &mut self,
+        keys: &[&'static str],
+        why: &str,
+        read: fn(&mut Self, &'static str, &mut Report) -> Option<Origin>,
+        report: &mut Report,
+    ) {
+        for key in keys {
+            if let Some(at) = read(self, key, report) {
+                let name = self.name(key);
+                report.warn(&at, format!("{name} has no effect: {why}"));
+            }
+        }
     }
 
     /// Every block called `key` that has no label, as `retry_join { … }` or a JSON list of objects.

@@ -20,10 +20,7 @@ use crate::client::{Pem, TlsParameters};
 /// Where a made-up name is kept, as in Vault.
 const NODE_ID_FILE: &str = "node-id";
 const MAX_NODE_ID: usize = 256;
-const DEFAULT_MULTIPLIER: u64 = 5;
-const DEFAULT_TRAILING_LOGS: u64 = 10_000;
-const DEFAULT_SNAPSHOT_THRESHOLD: u64 = 8192;
-const DEFAULT_SNAPSHOT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(120);
+const DEFAULT_MULTIPLIER: u64 = 1;
 const DEFAULT_MAX_ENTRY: u64 = 1 << 20;
 /// Peers refuse larger frames.
 const LARGEST_ENTRY: u64 = 4 << 20;
@@ -92,11 +89,22 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         .take_number("performance_multiplier", 0..=10, report)
         .filter(|multiplier| *multiplier != 0)
         .unwrap_or(DEFAULT_MULTIPLIER);
-    let trailing_logs = section.take_number("trailing_logs", 0..=u64::MAX, report);
-    let snapshot_threshold = section.take_number("snapshot_threshold", 0..=u64::MAX, report);
-    let snapshot_interval = section
-        .take_duration("snapshot_interval", report)
-        .map(|found| found.value);
+    section.without_effect(
+        &["trailing_logs", "snapshot_threshold"],
+        "the log is kept whole for now",
+        |section, key, report| {
+            section
+                .take_located_number(key, report)
+                .map(|found| found.at)
+        },
+        report,
+    );
+    section.without_effect(
+        &["snapshot_interval"],
+        "the log is kept whole for now",
+        |section, key, report| section.take_duration(key, report).map(|found| found.at),
+        report,
+    );
     let max_entry_size = section
         .take_number("max_entry_size", 0..=LARGEST_ENTRY, report)
         .filter(|size| *size != 0)
@@ -114,15 +122,6 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         node_id,
         node_id_is_new,
         performance_multiplier: u32::try_from(multiplier).unwrap_or(u32::MAX),
-        trailing_logs: trailing_logs
-            .filter(|logs| *logs != 0)
-            .unwrap_or(DEFAULT_TRAILING_LOGS),
-        snapshot_threshold: snapshot_threshold
-            .filter(|threshold| *threshold != 0)
-            .unwrap_or(DEFAULT_SNAPSHOT_THRESHOLD),
-        snapshot_interval: snapshot_interval
-            .filter(|interval| !interval.is_zero())
-            .unwrap_or(DEFAULT_SNAPSHOT_INTERVAL),
         max_entry_size: usize::try_from(max_entry_size).unwrap_or(usize::MAX),
         retry_join,
         retry_join_as_non_voter: non_voter,

@@ -96,13 +96,12 @@ fn a_small_file_gets_vaults_defaults() {
     assert_eq!(listener.max_request_size, Some(32 << 20));
     assert_eq!(listener.max_request_duration, Duration::from_secs(90));
     assert_eq!(config.storage.node_id, "n1");
-    assert_eq!(config.storage.performance_multiplier, 5);
+    assert_eq!(config.storage.performance_multiplier, 1);
     assert_eq!(config.storage.max_entry_size, 1 << 20);
     assert_eq!(*config.seal.pin, "1234");
     assert_eq!(config.seal.max_parallel, 4);
     assert!(!config.seal.generate_key);
     assert_eq!(config.seal.pin_guard, Path::new("data/hsm-pin-guard"));
-    assert_eq!(config.max_lease_ttl, Duration::from_secs(768 * 3600));
     assert!(!config.disable_mlock);
     // The module is not there yet: odd, but a node waits for its HSM.
     assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
@@ -179,7 +178,7 @@ pid_file = "/run/x.pid"
     assert!(matches!(tls.client_auth, ClientAuth::Required { .. }));
     assert_eq!(first.max_request_size, None);
     assert_eq!(first.max_request_duration, Duration::from_secs(120));
-    assert_eq!(first.http_read_timeout, Duration::from_secs(45));
+    assert_eq!(first.http_read_header_timeout, Duration::from_secs(10));
     assert!(second.tls.is_none());
     assert_eq!(config.cluster_listeners().len(), 2);
     assert_eq!(config.cluster_addr, "https://vault.example:8201");
@@ -198,7 +197,6 @@ pid_file = "/run/x.pid"
     assert!(seal.generate_key && config.disable_mlock);
     assert_eq!(config.log_level, LogLevel::Warn);
     assert_eq!(config.log_format, LogFormat::Json);
-    assert_eq!(config.max_lease_ttl, Duration::from_secs(7200));
     let odd: Vec<_> = warnings.iter().map(|w| w.what.as_str()).collect();
     assert!(
         odd.iter()
