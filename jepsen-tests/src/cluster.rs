@@ -181,11 +181,8 @@ impl Cluster {
     #[must_use]
     pub fn prepare(options: &Options) -> Self {
         let turn = Turn::wait();
-        assert!(
-            options.binary.exists(),
-            "{} is not built",
-            options.binary.display()
-        );
+        let binary = machine::server(&options.binary);
+        assert!(binary.exists(), "{} is not built", binary.display());
         let dir = tempfile::Builder::new()
             .prefix("strongroom-test-")
             .tempdir()
@@ -201,7 +198,7 @@ impl Cluster {
             golden,
             tls,
             init: None,
-            binary: options.binary.clone(),
+            binary,
             dir: Some(dir),
             _turn: turn,
         };
@@ -714,17 +711,35 @@ impl Cluster {
         self.process(number).pid()
     }
 
-    /// No node has logged a panic, nor a WARN or ERROR that holds none of `allowed`.
+    /// No node has logged a panic, nor a WARN or ERROR that is in none of the lists in `allowed` (see [`logs`]).
     ///
     /// # Panics
     /// With the lines, if one has.
     #[track_caller]
-    pub fn assert_logs_clean(&self, allowed: &[&str]) {
+    pub fn assert_logs_clean(&self, allowed: &[&[&str]]) {
+        let allowed = allowed.concat();
         for number in 1..=self.nodes.len() {
-            let lines = logs::surprises(&self.log(number), allowed);
+            let lines = logs::surprises(&self.log(number), &allowed);
+            let (count, shown) = (lines.len(), &lines[..lines.len().min(20)]);
+            assert!(
+                count == 0,
+                "node {number} has logged {count} surprises:\n{}",
+                shown.join("\n")
+            );
+        }
+    }
+
+    /// No node has logged a panic.
+    ///
+    /// # Panics
+    /// With the lines, if one has.
+    #[track_caller]
+    pub fn assert_no_panics(&self) {
+        for number in 1..=self.nodes.len() {
+            let lines = logs::panics(&self.log(number));
             assert!(
                 lines.is_empty(),
-                "node {number} has logged:\n{}",
+                "node {number} has panicked:\n{}",
                 lines.join("\n")
             );
         }

@@ -213,7 +213,10 @@ fn has_empty_file(dir: &Path) -> bool {
     fs::read_dir(dir).expect("token directory").any(|entry| {
         let entry = entry.expect("token directory");
         let data = entry.metadata().expect("size of a file");
-        let object = entry.path().extension().is_some_and(|extension| extension == "object");
+        let object = entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "object");
         if data.is_dir() {
             has_empty_file(&entry.path())
         } else {

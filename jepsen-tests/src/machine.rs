@@ -75,6 +75,15 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Optio
     }
 }
 
+/// The server: what `$STRONGROOM_TEST_BIN` names (a release build, say), or else `built`.
+#[must_use]
+pub fn server(built: &Path) -> PathBuf {
+    match std::env::var_os("STRONGROOM_TEST_BIN") {
+        Some(path) if !path.is_empty() => path.into(),
+        _ => built.to_owned(),
+    }
+}
+
 /// The SoftHSM module.
 #[must_use]
 pub fn softhsm_module() -> PathBuf {

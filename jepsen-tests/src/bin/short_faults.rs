@@ -19,7 +19,7 @@ use serde_json::json;
 use strongroom_jepsen_tests::{
     Client, Cluster,
     history::{self, Violation},
-    logs,
+    logs, machine,
     nemesis::Nemesis,
     workload::{Counts, Load},
 };
@@ -123,9 +123,6 @@ fn verdict(seed: u64, faults: u32, counts: Counts, found: &[Violation]) -> ExitC
 }
 
 fn server() -> PathBuf {
-    if let Some(path) = std::env::var_os("STRONGROOM_TEST_BIN") {
-        return path.into();
-    }
     let own = std::env::current_exe().expect("path of this program");
-    own.with_file_name("strongroom")
+    machine::server(&own.with_file_name("strongroom"))
 }

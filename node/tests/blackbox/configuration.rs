@@ -2,12 +2,12 @@
 
 use std::{fs, path::Path};
 
-use strongroom_jepsen_tests::{Cluster, Options, Output, cli};
+use strongroom_jepsen_tests::{Cluster, Options, Output, cli, machine};
 
 use crate::BINARY;
 
 fn validate(config: &Path) -> Output {
-    let mut command = cli::clean(Path::new(BINARY));
+    let mut command = cli::clean(&machine::server(Path::new(BINARY)));
     command.args([
         "operator",
         "validate-config",
@@ -17,7 +17,7 @@ fn validate(config: &Path) -> Output {
 }
 
 fn serve(config: &Path) -> Output {
-    let mut command = cli::clean(Path::new(BINARY));
+    let mut command = cli::clean(&machine::server(Path::new(BINARY)));
     command.args(["server", &format!("-config={}", config.display())]);
     cli::run(&command, "")
 }
@@ -102,7 +102,7 @@ fn good_and_bad_files() {
         (&["nosuchcommand"], 127),
         (&["status", "-nosuchflag"], 1),
     ] {
-        let mut command = cli::clean(Path::new(BINARY));
+        let mut command = cli::clean(&machine::server(Path::new(BINARY)));
         let done = cli::run(command.args(args), "");
         assert!(
             done.code == code || (code == 127 && (1..=127).contains(&done.code)),

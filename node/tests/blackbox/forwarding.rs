@@ -9,6 +9,7 @@ use serde_json::json;
 use strongroom_jepsen_tests::{
     Cluster,
     cluster::{read, write},
+    logs::STARTING,
 };
 
 use crate::BINARY;
@@ -93,7 +94,7 @@ fn writes_through_followers() {
         );
         assert_eq!(bearer.put("plain/a", &json!({"value": "x"})).status, 204);
     }
-    cluster.assert_logs_clean(&["joining"]);
+    cluster.assert_logs_clean(&[STARTING]);
 }
 
 /// A follower whose leader has just died holds the request until there is a new one.

@@ -6,6 +6,7 @@ use serde_json::json;
 use strongroom_jepsen_tests::{
     Cluster,
     cluster::{read, write},
+    logs::{NODES_AWAY, STARTING},
     machine::wait_for,
 };
 
@@ -39,7 +40,7 @@ fn every_node_unseals_itself_at_every_start() {
         assert_eq!(read(&cluster.client(node), "kv/a"), Some(node.to_string()));
         cluster.wait_all();
     }
-    cluster.assert_logs_clean(&["joining", "leader", "peer", "quorum"]);
+    cluster.assert_logs_clean(&[STARTING, NODES_AWAY]);
 }
 
 #[test]

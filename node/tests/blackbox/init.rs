@@ -6,7 +6,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use strongroom_jepsen_tests::{Cluster, Options, cluster, hsm::KEY_LABEL};
+use strongroom_jepsen_tests::{
+    Cluster, Options, cluster,
+    hsm::KEY_LABEL,
+    logs::{NODES_AWAY, STARTING},
+};
 
 use crate::BINARY;
 
@@ -160,7 +164,7 @@ fn the_command_line_makes_the_key_and_others_join_with_it() {
     for node in 1..=3 {
         assert_eq!(cluster.token(node).count_keys(KEY_LABEL), 1);
     }
-    cluster.assert_logs_clean(&["joining", "leader", "handed over"]);
+    cluster.assert_logs_clean(&[STARTING, NODES_AWAY]);
 }
 
 /// Power goes at a random moment of init: afterwards there is a cluster that unseals itself, or nothing that hinders the
