@@ -31,6 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    bundle::SealBundle,
     listen::ReloadableCert,
     node::{NodePort, Phase, Shared},
 };
@@ -77,9 +78,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
     let shared = Arc::new(Shared {
         config: Arc::clone(&config),
         hsm,
-        phase: ArcSwap::from_pointee(Phase::Uninitialized {
-            why: Some("starting".to_owned()),
-        }),
+        phase: ArcSwap::from_pointee(first_phase(&config)),
         orders,
     });
     let stop_clients = CancellationToken::new();
@@ -126,6 +125,19 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
     lifecycle::close(&shared).await;
     signals.abort();
     outcome.map_err(|error| chain(&error))
+}
+
+/// What `seal-status` says until the data directory has been opened, which takes a while after a crash.
+fn first_phase(config: &Config) -> Phase {
+    let why = "starting".to_owned();
+    // A file that does not parse is reported by the lifecycle.
+    match SealBundle::load(&config.storage.path) {
+        Ok(Some(bundle)) => Phase::Sealed {
+            config: bundle.config,
+            why,
+        },
+        Ok(None) | Err(_) => Phase::Uninitialized { why: Some(why) },
+    }
 }
 
 /// First TERM or INT stops in order, a second exits at once; HUP reads the TLS certificates again.

@@ -94,9 +94,9 @@ impl Shared {
             }
             Phase::Uninitialized { why: None } | Phase::Unsealed(_) => {}
         }
-        match self.hsm.health() {
-            Health::Ok | Health::Connecting => {}
-            health => warnings.push(format!("HSM: {health}")),
+        let health = self.hsm.health();
+        if !matches!(health, Health::Ok | Health::Connecting) {
+            warnings.push(format!("HSM: {health}"));
         }
         warnings
     }

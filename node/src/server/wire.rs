@@ -203,8 +203,9 @@ impl SealWrap for SealWrapPort {
 }
 
 fn hsm_error(error: HsmError) -> BarrierError {
-    match error {
-        HsmError::Rejected => BarrierError::Damaged,
-        error => BarrierError::HsmUnavailable(chain(&error)),
+    if error == HsmError::Rejected {
+        BarrierError::Damaged
+    } else {
+        BarrierError::HsmUnavailable(chain(&error))
     }
 }
