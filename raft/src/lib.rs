@@ -33,6 +33,7 @@ mod reads;
 mod reconcile;
 mod rocks;
 mod services;
+mod start;
 mod state;
 mod stores;
 mod types;

@@ -14,9 +14,9 @@ use crate::{
     error::MembershipError,
     net::{Call, CallError, Links, Reply},
     proto::PeerProto,
-    raft::Timing,
     reads::{ProbeError, ReadBatcher},
     reconcile,
+    start::Timing,
     types::{Core, Metrics, PeerInfo},
 };
 

@@ -15,7 +15,6 @@ use std::{
 };
 
 use openraft::storage::IOFlushed;
-use rocksdb::DB;
 use tokio::sync::{oneshot, watch};
 
 use super::witness::Witness;
@@ -66,8 +65,12 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    /// Starts the thread. `batches` are already durable.
-    pub(crate) fn start(db: Arc<DB>, witness: Witness, batches: u64) -> io::Result<Self> {
+    /// Starts the thread. `sync` makes everything written durable; `batches` already are.
+    pub(crate) fn start<E: std::fmt::Display>(
+        sync: impl FnMut() -> Result<(), E> + Send + 'static,
+        witness: Witness,
+        batches: u64,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -79,7 +82,7 @@ impl Flusher {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("raft-flush".to_owned())
-            .spawn(move || run(&theirs, &db, &witness))?;
+            .spawn(move || run(&theirs, sync, &witness))?;
         Ok(Self {
             shared,
             thread: Mutex::new(Some(thread)),
@@ -129,7 +132,17 @@ impl Flusher {
     }
 }
 
-fn run(shared: &Shared, db: &DB, witness: &Witness) {
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run<E: std::fmt::Display>(
+    shared: &Shared,
+    mut sync: impl FnMut() -> Result<(), E>,
+    witness: &Witness,
+) {
     let mut witness_works = true;
     while let Some((waiters, upto)) = next_round(shared) {
         let failed = shared.progress.borrow().failed.clone();
@@ -137,7 +150,7 @@ fn run(shared: &Shared, db: &DB, witness: &Witness) {
             complete_all(waiters, Some(&why));
             continue;
         }
-        match db.flush_wal(true) {
+        match sync() {
             Ok(()) => {
                 if let Err(error) = witness.record(upto)
                     && std::mem::take(&mut witness_works)
@@ -188,4 +201,67 @@ fn complete_all(waiters: Vec<Waiter>, failed: Option<&str>) {
 /// A panic elsewhere does not make the plain data behind these locks inconsistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A flusher whose syncs wait for permission and then give this result.
+    fn flusher(dir: &std::path::Path) -> (Flusher, mpsc::Sender<Result<(), &'static str>>) {
+        let (witness, _) = Witness::open(dir).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let flusher = Flusher::start(move || rx.recv().unwrap_or(Ok(())), witness, 0).unwrap();
+        (flusher, tx)
+    }
+
+    #[tokio::test]
+    async fn one_sync_serves_all_who_came_before_it_and_nobody_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let (flusher, syncs) = flusher(dir.path());
+        let first = flusher.sync(1);
+        // The thread has taken the first waiter when the queue is empty.
+        while !lock(&flusher.shared.queue).waiters.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let mut later: Vec<_> = (2..10).map(|batch| flusher.sync(batch)).collect();
+        syncs.send(Ok(())).unwrap();
+        first.await.unwrap().unwrap();
+        assert_eq!(flusher.progress().borrow().batches, 1);
+        assert!(later.iter_mut().all(|waiter| waiter.try_recv().is_err()));
+        syncs.send(Ok(())).unwrap();
+        for waiter in later {
+            waiter.await.unwrap().unwrap();
+        }
+        assert_eq!(flusher.progress().borrow().batches, 9);
+        let (_, said) = Witness::open(dir.path()).unwrap();
+        assert_eq!(said, super::super::witness::Testimony::AtLeast(9));
+        drop(syncs);
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_sync_nothing_succeeds_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (flusher, syncs) = flusher(dir.path());
+        let (failed, mut progress) = (flusher.sync(1), flusher.progress());
+        syncs.send(Err("no such luck")).unwrap();
+        assert!(failed.await.unwrap().is_err());
+        let seen = progress
+            .wait_for(|p| p.failed.is_some())
+            .await
+            .unwrap()
+            .clone();
+        assert_eq!(seen.batches, 0);
+        assert!(seen.failed.unwrap().contains("no such luck"));
+        // The next sync would succeed; it must not even be tried.
+        syncs.send(Ok(())).unwrap();
+        assert!(flusher.sync(2).await.unwrap().is_err());
+        assert_eq!(flusher.progress().borrow().batches, 0);
+        let (_, said) = Witness::open(dir.path()).unwrap();
+        assert_eq!(said, super::super::witness::Testimony::None);
+        flusher.stop();
+        assert!(flusher.sync(3).await.unwrap().is_err());
+    }
 }

@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Bytes of recent entries kept in memory: replication and apply normally never touch the disk.
-const TAIL_BYTES: usize = 64 << 20;
+const TAIL_BYTES: usize = 32 << 20;
 /// Bytes of entries given out at once; one entry is always given.
 pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// Above this many entries a truncation uses a range tombstone, which slows later scans, instead of single ones.
@@ -207,7 +207,8 @@ impl LogStore {
         db.flush_wal(true)
             .map_err(|error| read(io::Error::other(error)))?;
         witness.record(batches).map_err(read)?;
-        let flusher = Flusher::start(db, witness, batches).map_err(read)?;
+        let sync = move || db.flush_wal(true);
+        let flusher = Flusher::start(sync, witness, batches).map_err(read)?;
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             flusher,

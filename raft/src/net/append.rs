@@ -30,12 +30,32 @@ use crate::types::{AppendRequest, AppendResult, RpcError};
 
 const MAX_REQUESTS: usize = 64;
 const MAX_BYTES: usize = 16 << 20;
+/// Short, so that a node that comes back is caught up at once; long enough not to spin.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// What outlives a session: the connection and the numbering on it.
 #[derive(Default)]
 pub(crate) struct Lane {
     pub(crate) connection: Option<Connection>,
     seq: u64,
+    /// Failed attempts to connect in a row.
+    failures: u32,
+}
+
+impl Lane {
+    /// A connection for the sessions to come.
+    pub(crate) fn connected(&mut self, connection: Connection) {
+        self.connection = Some(connection);
+        self.failures = 0;
+    }
+
+    /// How long to wait before the next attempt: 20 ms, doubled with each failure up to [`LONGEST_PAUSE`].
+    pub(crate) fn pause_after_failure(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let doublings = self.failures.min(10) - 1;
+        (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
+    }
 }
 
 /// One stream of requests and its answers.

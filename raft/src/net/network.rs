@@ -193,8 +193,14 @@ impl NetStreamAppend<TypeConfig> for Client {
                 return Err(wrong_answer());
             };
             if lane.connection.is_none() {
-                let opened = links.dialer.open(self.id, Purpose::Append).await;
-                lane.connection = Some(opened.map_err(|error| unreachable(&chain(&error)))?);
+                match links.dialer.open(self.id, Purpose::Append).await {
+                    Ok(connection) => lane.connected(connection),
+                    Err(error) => {
+                        // openraft's back-off sits in `input`, which is not read before there is a connection.
+                        tokio::time::sleep(lane.pause_after_failure()).await;
+                        return Err(unreachable(&chain(&error)));
+                    }
+                }
             }
             let answers: BoxStream<'s, _> = Box::pin(Session::new(lane, input, links.silence));
             Ok(answers)

@@ -125,6 +125,13 @@ pub(crate) fn check(key: &str, expect: Expect) -> Op {
 impl Cluster {
     /// A cluster of one.
     pub(crate) async fn new() -> Self {
+        // Silent unless RUST_LOG asks; a second call in one process is refused, which is fine.
+        drop(
+            tracing_subscriber::fmt()
+                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                .with_test_writer()
+                .try_init(),
+        );
         let mut cluster = Self {
             ca: Ca::new(),
             nodes: Vec::new(),
@@ -161,6 +168,7 @@ impl Cluster {
         cluster
     }
 
+    /// A further node of this cluster, in whatever runtime this is called from; not in `nodes`.
     pub(crate) async fn start(
         &self,
         identity: Identity,
@@ -335,4 +343,65 @@ pub(crate) async fn until_ready(raft: &Raft) {
             .unwrap()
             .unwrap(),
     );
+}
+
+/// A TCP relay that can be made to swallow everything without closing anything, like a dead network.
+pub(crate) struct Relay {
+    pub(crate) addr: String,
+    dead: tokio::sync::watch::Sender<bool>,
+}
+
+impl Relay {
+    pub(crate) async fn to(target: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (dead, state) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((incoming, _)) = listener.accept().await {
+                let outgoing = tokio::net::TcpStream::connect(&target).await.unwrap();
+                let (a_read, a_write) = incoming.into_split();
+                let (b_read, b_write) = outgoing.into_split();
+                tokio::spawn(pump(a_read, b_write, state.clone()));
+                tokio::spawn(pump(b_read, a_write, state.clone()));
+            }
+        });
+        Self { addr, dead }
+    }
+
+    pub(crate) fn set_dead(&self, dead: bool) {
+        self.dead.send_replace(dead);
+    }
+}
+
+async fn pump(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut dead: tokio::sync::watch::Receiver<bool>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        if dead.wait_for(|dead| !dead).await.is_err() {
+            return;
+        }
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            changed = dead.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        match read {
+            Ok(0) | Err(_) => return,
+            Ok(read) => {
+                // Bytes read just before the cut arrive after it, as on a real network.
+                if dead.wait_for(|dead| !dead).await.is_err() {
+                    return;
+                }
+                if to.write_all(&buffer[..read]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
 }

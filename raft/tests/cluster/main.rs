@@ -7,6 +7,7 @@
     clippy::panic
 )]
 
+mod faults;
 mod harness;
 mod members;
 mod single;

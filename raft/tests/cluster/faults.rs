@@ -1,0 +1,180 @@
+//! A leader that freezes, a follower behind a dead network.
+
+use std::time::{Duration, Instant};
+
+use strongroom_raft::Identity;
+use tokio::{net::TcpListener, runtime::Runtime};
+
+use crate::harness::{CLUSTER, Cluster, Relay, info, local, put, read, soon};
+
+/// A runtime with one thread: blocking that thread freezes every task of the node on it.
+fn freezable() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_frozen_never_answers_with_the_past() {
+    let mut cluster = Cluster::of_three().await;
+    let frozen = freezable();
+    // The fourth node lives on a runtime of its own, and leads.
+    let listener = frozen.block_on_here(TcpListener::bind("127.0.0.1:0")).await;
+    let addr = listener.local_addr().unwrap().to_string();
+    let leader = cluster.leader().await;
+    let raft_id = cluster.nodes[leader]
+        .raft
+        .add_node(info("d", &addr))
+        .await
+        .unwrap();
+    let identity = Identity {
+        cluster_id: CLUSTER,
+        raft_id,
+        name: "d".to_owned(),
+    };
+    let fourth = frozen.start_node(&cluster, identity, addr, listener).await;
+    cluster.nodes.push(fourth);
+    cluster
+        .until("four voters", |c| {
+            let members = c.nodes[3].raft.status().members;
+            members.len() == 4 && members.iter().all(|member| member.voter)
+        })
+        .await;
+    cluster.write(put("k", "old")).await;
+    let leader = cluster.leader().await;
+    if leader != 3 {
+        cluster.nodes[leader]
+            .raft
+            .transfer_leader(Some(raft_id), soon())
+            .await
+            .unwrap();
+    }
+    assert_eq!(cluster.leader().await, 3);
+    assert_eq!(read(&cluster.nodes[3], "k").await.as_deref(), Some("old"));
+
+    let victim = cluster.nodes.pop().unwrap();
+    let woken = {
+        let raft = victim.raft.clone();
+        frozen.spawn(async move {
+            std::thread::sleep(Duration::from_secs(4));
+            // The first thing after waking, before any message is read: it still thinks that it leads.
+            assert!(raft.status().is_ready_leader);
+            let index = raft.read_index(soon()).await.unwrap();
+            raft.wait_applied(index, soon()).await.unwrap();
+            let (_, value) = raft.state().get(b"k").unwrap().unwrap();
+            value
+        })
+    };
+    let frozen_at = Instant::now();
+    cluster.write(put("k", "new")).await;
+    let failover = frozen_at.elapsed();
+    assert!(
+        failover < Duration::from_secs(4),
+        "written too late to prove anything: {failover:?}"
+    );
+    assert_eq!(woken.await.unwrap(), "new");
+    let raft = victim.raft.clone();
+    frozen
+        .spawn(async move { raft.shutdown().await })
+        .await
+        .unwrap();
+    cluster.shutdown().await;
+    frozen.shutdown_background();
+}
+
+/// Runs parts of a test on another runtime, so that their tasks and sockets belong to it.
+trait Elsewhere {
+    async fn block_on_here<T, F>(&self, future: F) -> T
+    where
+        F: Future<Output = std::io::Result<T>> + Send + 'static,
+        T: Send + 'static;
+
+    async fn start_node(
+        &self,
+        cluster: &Cluster,
+        identity: Identity,
+        addr: String,
+        listener: TcpListener,
+    ) -> crate::harness::Node;
+}
+
+impl Elsewhere for Runtime {
+    async fn block_on_here<T, F>(&self, future: F) -> T
+    where
+        F: Future<Output = std::io::Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.spawn(future).await.unwrap().unwrap()
+    }
+
+    async fn start_node(
+        &self,
+        cluster: &Cluster,
+        identity: Identity,
+        addr: String,
+        listener: TcpListener,
+    ) -> crate::harness::Node {
+        // Tasks are spawned on the runtime that is entered while the future is polled.
+        let handle = self.handle().clone();
+        let mut starting = Box::pin(cluster.start(identity, addr, listener));
+        std::future::poll_fn(move |cx| {
+            let _entered = handle.enter();
+            starting.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_behind_a_dead_network_catches_up_when_it_is_back() {
+    let mut cluster = Cluster::new().await;
+    cluster.join("b").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let relay = Relay::to(listener.local_addr().unwrap().to_string()).await;
+    let leader = cluster.leader().await;
+    let info = info("c", &relay.addr);
+    let raft_id = cluster.nodes[leader].raft.add_node(info).await.unwrap();
+    let identity = Identity {
+        cluster_id: CLUSTER,
+        raft_id,
+        name: "c".to_owned(),
+    };
+    let node = cluster.start(identity, relay.addr.clone(), listener).await;
+    cluster.nodes.push(node);
+    cluster
+        .until("three voters", |c| {
+            let members = c.nodes[2].raft.status().members;
+            members.len() == 3 && members.iter().all(|member| member.voter)
+        })
+        .await;
+    for round in 0..3 {
+        relay.set_dead(true);
+        for write in 0..20 {
+            let started = Instant::now();
+            cluster.write(put(&format!("{round}/{write}"), "v")).await;
+            assert!(
+                started.elapsed() < Duration::from_secs(1),
+                "one dead follower stalls nobody"
+            );
+        }
+        // Long enough for connections to be given up, and for the follower to want an election.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let last = format!("{round}/19");
+        assert_eq!(local(&cluster.nodes[2], &last), None);
+        relay.set_dead(false);
+        let healed = Instant::now();
+        assert_eq!(read(&cluster.nodes[2], &last).await.as_deref(), Some("v"));
+        eprintln!(
+            "round {round}: caught up {:?} after the network was back",
+            healed.elapsed()
+        );
+    }
+    let term = cluster.nodes[2].raft.status().term;
+    assert!(
+        term <= 2,
+        "the dead follower disturbed the others: term {term}"
+    );
+    cluster.shutdown().await;
+}
