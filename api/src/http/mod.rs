@@ -18,10 +18,11 @@ use std::{
 
 use axum::{Router, body::Body, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
@@ -47,6 +48,8 @@ const NOTHING_DONE: &str = "nothing-done";
 const UNKNOWN: &str = "unknown";
 /// Longest time a request is held while nobody leads; more than any failover takes.
 const HOLD: Duration = Duration::from_secs(15);
+/// Bodies of the largest size that may be in memory at once.
+const BODIES: usize = 16;
 /// Pause before asking again who leads.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -74,6 +77,8 @@ struct Server {
     settings: HttpSettings,
     /// Requests come from a follower: they end here.
     from_follower: bool,
+    /// KiB of request bodies that may still be taken into memory.
+    memory: Arc<Semaphore>,
 }
 
 /// The API for clients.
@@ -87,10 +92,12 @@ pub fn forwarded_router(node: Arc<dyn Node>, settings: HttpSettings) -> Router {
 }
 
 fn build(node: Arc<dyn Node>, settings: HttpSettings, from_follower: bool) -> Router {
+    let memory = settings.max_request_size.saturating_mul(BODIES) / 1024;
     let server = Server {
         node,
         settings,
         from_follower,
+        memory: Arc::new(Semaphore::new(memory.min(Semaphore::MAX_PERMITS))),
     };
     Router::new()
         .fallback(
@@ -147,8 +154,9 @@ impl Server {
             }
             request::check_headers(&head.headers)?;
         }
+        let mut memory = Vec::new();
         let body = match operation {
-            Operation::Write | Operation::Patch => self.body(body).await?,
+            Operation::Write | Operation::Patch => self.body(body, &mut memory).await?,
             Operation::Read | Operation::List | Operation::Delete => Bytes::new(),
         };
         let fields = request::fields(&head.headers, &body)?;
@@ -227,17 +235,33 @@ impl Server {
         Ok(Uuid::from_bytes(id))
     }
 
-    async fn body(&self, body: Body) -> Result<Bytes, ApiError> {
-        match Limited::new(body, self.settings.max_request_size)
-            .collect()
-            .await
-        {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge),
-            Err(_) => Err(ApiError::BadRequest(
-                "the request's body could not be read".to_owned(),
-            )),
+    /// The whole body, bounded by itself and together with all others in memory; `memory` is given back with it.
+    async fn body<'s>(
+        &'s self,
+        mut body: Body,
+        memory: &mut Vec<SemaphorePermit<'s>>,
+    ) -> Result<Bytes, ApiError> {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                ApiError::BadRequest("the request's body could not be read".to_owned())
+            })?;
+            // Trailers mean nothing here.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if whole.len() + data.len() > self.settings.max_request_size {
+                return Err(ApiError::BodyTooLarge);
+            }
+            let held = whole.len().div_ceil(1024);
+            whole.extend_from_slice(&data);
+            let more = u32::try_from(whole.len().div_ceil(1024) - held).unwrap_or(u32::MAX);
+            let permit = self.memory.try_acquire_many(more).map_err(|_| {
+                ApiError::Unavailable("too many large requests at once; try again".to_owned())
+            })?;
+            memory.push(permit);
         }
+        Ok(whole.freeze())
     }
 
     /// Has a write carried out by whoever leads, waiting for a leader if there is none.

@@ -195,6 +195,8 @@ async fn disable(core: &Core, api: &ApiRequest, path: &str) -> Result<Reply, Api
     mounts
         .change(storage, id, api.deadline, change(Change::Remove))
         .await?;
+    // What was routed before the mount went out of routing, and written after its data was removed.
+    remove_data(core, api, mount).await?;
     tracing::info!(kind = %mount.kind, "an engine was disabled");
     Ok(Reply::Empty)
 }
