@@ -438,6 +438,11 @@ pub trait Node: Send + Sync + 'static {
         request: http::Request<Bytes>,
         deadline: Instant,
     ) -> Result<http::Response<Bytes>, ForwardError>;
+    /// Whether the node is about to stop: `sys/health` says so before anything else changes, so that a load balancer
+    /// sends requests elsewhere while this node still serves those it has.
+    fn is_leaving(&self) -> bool {
+        false
+    }
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
 }

@@ -109,6 +109,22 @@ async fn requests_are_held_while_nobody_leads() {
 }
 
 #[tokio::test]
+async fn a_node_that_leaves_says_so_and_serves_on() {
+    let (_cluster, nodes, token) = Cluster::start(2).await;
+    for node in &nodes {
+        node.leaving.store(true, Ordering::SeqCst);
+        for (path, status) in [
+            ("sys/health", 503),
+            ("sys/health?standbyok=true", 503),
+            ("sys/mounts", 200),
+        ] {
+            let answer = node.send(request("GET", path, &token, "")).await;
+            assert_eq!(answer.code(), status, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn without_a_leader_a_request_ends_in_a_clear_error() {
     let (cluster, nodes, token) = Cluster::start(1).await;
     cluster.set_leader(None);

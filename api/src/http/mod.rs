@@ -287,7 +287,9 @@ impl Server {
                     let leader = leader_api_addr.trim_end_matches('/');
                     return Ok(redirect(&format!("{leader}{target}"), None));
                 }
-                Role::Follower { .. } | Role::NoLeader => self.forward(whole, until).await,
+                // Who leads is known: what takes long there, a removal of much data for one, is waited for.
+                Role::Follower { .. } => self.forward(whole, before(api.deadline)).await,
+                Role::NoLeader => self.forward(whole, until).await,
             };
             let again = match &outcome {
                 Err(ApiError::NotLeader | ApiError::NoLeader) => true,
@@ -396,11 +398,16 @@ async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Re
         .await
 }
 
-/// Until when a request waits for a leader: early enough before its deadline to say that there was none.
+/// Until when a request waits for a leader.
 fn hold(deadline: Instant) -> Instant {
+    before(deadline).min(Instant::now() + HOLD)
+}
+
+/// Early enough before `deadline` to answer with what is known by then.
+fn before(deadline: Instant) -> Instant {
     let now = Instant::now();
     let left = deadline.saturating_duration_since(now);
-    now + HOLD.min(left - left / 8)
+    now + (left - left / 8)
 }
 
 fn clone_request(request: &Request<Bytes>) -> Request<Bytes> {

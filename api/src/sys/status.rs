@@ -135,6 +135,8 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
     let code = match (status.initialized, status.sealed) {
         (false, _) => uninitialized,
         (true, true) => sealed,
+        // Whatever `standbyok` says: the node will be gone in a moment.
+        (true, false) if node.is_leaving() => sealed,
         (true, false) if standby && !standby_ok => standby_code,
         (true, false) => active,
     };

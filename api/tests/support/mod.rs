@@ -343,6 +343,7 @@ pub(crate) struct TestNode {
     core: Arc<Core>,
     pub(crate) sealed: AtomicBool,
     pub(crate) initialized: AtomicBool,
+    pub(crate) leaving: AtomicBool,
 }
 
 impl TestNode {
@@ -366,6 +367,7 @@ impl TestNode {
             )),
             sealed: AtomicBool::new(false),
             initialized: AtomicBool::new(true),
+            leaving: AtomicBool::new(false),
         })
     }
 
@@ -506,6 +508,10 @@ impl Node for TestNode {
             return Err(ForwardError::Unknown("connection reset".to_owned()));
         }
         Ok(answer.into_http())
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
     }
 
     fn now_ms(&self) -> u64 {
