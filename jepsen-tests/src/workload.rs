@@ -19,6 +19,9 @@ use crate::{
     history::{ABSENT, Action, Op},
 };
 
+/// Complaints kept of each client.
+const COMPLAINTS: usize = 5;
+
 /// How many operations ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -41,6 +44,8 @@ pub struct History {
     pub counts: Counts,
     /// When each acknowledged write ended, nanoseconds; not sorted.
     pub acknowledged: Vec<u64>,
+    /// What came instead of an answer that is wanted, the first few of each client.
+    pub complaints: Vec<String>,
 }
 
 impl History {
@@ -121,6 +126,7 @@ impl Load {
 fn merge(all: &mut History, one: History) {
     all.ops.extend(one.ops);
     all.acknowledged.extend(one.acknowledged);
+    all.complaints.extend(one.complaints);
     all.counts.writes += one.counts.writes;
     all.counts.reads += one.counts.reads;
     all.counts.unknown += one.counts.unknown;
@@ -265,6 +271,19 @@ impl<'a> Worker<'a> {
         let path = format!("/v1/{}", self.shared.paths[key]);
         let body = value.map(|value| json!({ "value": value }));
         let answer = self.session.request(method, &path, body.as_ref());
+        let complaint = match &answer {
+            Ok(answer) if matches!(answer.status, 200 | 204 | 404) => None,
+            Ok(answer) => Some(format!("{} {}", answer.status, answer.text().trim())),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(complaint) = complaint.filter(|_| self.history.complaints.len() < COMPLAINTS) {
+            let seconds = self.shared.began.elapsed().as_secs_f32();
+            let line = format!(
+                "{seconds:.3} s  {method} at {}: {complaint}",
+                self.client.addr()
+            );
+            self.history.complaints.push(line);
+        }
         if answer.is_err() {
             self.session = Session::new(self.client.clone());
         }

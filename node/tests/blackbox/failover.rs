@@ -61,6 +61,9 @@ fn behind_haproxy() {
             history.counts,
             history.longest_gap()
         );
+        for complaint in &history.complaints {
+            println!("{complaint}");
+        }
         assert!(history.counts.writes > 100, "{:?}", history.counts);
         assert!(
             history.longest_gap() < Duration::from_secs(15),
