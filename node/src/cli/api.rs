@@ -420,9 +420,9 @@ fn encode(path: &str) -> String {
 fn errors_of(body: &[u8]) -> Option<Vec<String>> {
     let parsed: Value = serde_json::from_slice(body).ok()?;
     let errors = parsed.get("errors")?.as_array()?;
-    let texts = errors.iter().map(|error| match error {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+    let texts = errors.iter().map(|error| match error.as_str() {
+        Some(text) => text.to_owned(),
+        None => error.to_string(),
     });
     Some(texts.collect())
 }

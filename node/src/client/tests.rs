@@ -199,7 +199,7 @@ async fn serve_tls() -> (u16, String) {
             let (stream, _) = listener.accept().await.unwrap();
             if let Ok(mut stream) = acceptor.accept(stream).await {
                 let mut request = [0; 1024];
-                stream.read(&mut request).await.unwrap();
+                let _length = stream.read(&mut request).await.unwrap();
                 let text = answer("200 OK", "", "secure").unwrap();
                 stream.write_all(text.as_bytes()).await.unwrap();
                 stream.shutdown().await.unwrap();

@@ -153,7 +153,6 @@ impl TlsParameters {
         Ok(roots)
     }
 
-    #[expect(clippy::type_complexity, reason = "named nowhere else")]
     fn client_pair(
         &self,
     ) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {

@@ -231,15 +231,14 @@ fn tls(section: &mut Section, report: &mut Report) -> Option<Option<ListenerTls>
             report.problem(&cert_file.at, what);
         }
     }
-    (report.problems.len() == problems_before).then(|| {
-        Some(ListenerTls {
-            cert_file: cert_file.value,
-            key_file: key_file.value,
-            min_version,
-            max_version,
-            client_auth,
-        })
-    })
+    let tls = ListenerTls {
+        cert_file: cert_file.value,
+        key_file: key_file.value,
+        min_version,
+        max_version,
+        client_auth,
+    };
+    (report.problems.len() == problems_before).then_some(Some(tls))
 }
 
 fn file(section: &mut Section, key: &'static str, report: &mut Report) -> Option<Located<PathBuf>> {

@@ -552,7 +552,7 @@ fn a_name_is_made_up_once() {
         .replace("\"data\"", &format!("{:?}", data.display().to_string()));
     let path = files.write("c.hcl", &text);
     let load_it = || {
-        load(&[path.clone()], &Environment::fixed(&[]))
+        load(std::slice::from_ref(&path), &Environment::fixed(&[]))
             .unwrap()
             .config
             .storage
