@@ -211,6 +211,9 @@ impl Raft {
         if len > max {
             return Err(ProposeError::TooLarge { len, max });
         }
+        if Instant::now() >= deadline {
+            return Err(ProposeError::Busy);
+        }
         let units = u32::try_from(len / UNIT + 1).unwrap_or(u32::MAX);
         let _admitted = self
             .0
