@@ -114,7 +114,8 @@ build_server() {
   local first=''
   [ -x "$STRONGROOM_BIN" ] || first=' (the first time about 12 minutes on two cores; most of it is RocksDB)'
   say "building strongroom into $CARGO_TARGET_DIR$first"
-  (cd "$STRONGROOM_REPO" && cargo build --locked -p strongroom >&2)
+  # Not `-p strongroom`: features would be chosen for that package alone, and the tests would compile half of it again.
+  (cd "$STRONGROOM_REPO" && cargo build --locked --bin strongroom >&2)
 }
 
 # The PKCS#11 module of Debian's softhsm2.

@@ -13,10 +13,8 @@ listener "tcp" {
 }
 
 storage "raft" {
-  path                   = "/var/lib/strongroom"
-  node_id                = "strongroom-1"
-  # 1 is the fastest failover; raise it (up to 10) where the network between the nodes is slow.
-  performance_multiplier = 1
+  path    = "/var/lib/strongroom"
+  node_id = "strongroom-1"
 }
 
 seal "pkcs11" {

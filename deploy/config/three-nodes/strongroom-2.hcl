@@ -22,10 +22,8 @@ seal "pkcs11" {
 }
 
 storage "raft" {
-  path                   = "/var/lib/strongroom"
-  node_id                = "strongroom-2"
-  # 1 is the fastest failover; raise it (up to 10) where the network between the nodes is slow.
-  performance_multiplier = 1
+  path    = "/var/lib/strongroom"
+  node_id = "strongroom-2"
 
   # A node with an empty disk joins the first of these that answers.
   retry_join {
