@@ -41,6 +41,7 @@ type Sender = SendRequest<Full<Bytes>>;
 /// Sends requests to whoever leads.
 pub(crate) struct Forwarder {
     raft: Raft,
+    own_id: u64,
     pool: Mutex<HashMap<(u64, usize), Sender>>,
     next: AtomicUsize,
 }
@@ -48,6 +49,7 @@ pub(crate) struct Forwarder {
 impl Forwarder {
     pub(crate) fn new(raft: Raft) -> Self {
         Self {
+            own_id: raft.status().raft_id,
             raft,
             pool: Mutex::default(),
             next: AtomicUsize::new(0),
@@ -81,10 +83,10 @@ impl Forwarder {
     async fn wait_for_leader(&self, deadline: Instant) -> Result<u64, ForwardError> {
         let mut changes = self.raft.watch();
         loop {
-            let status = self.raft.status();
-            match status.leader {
-                Some(leader) if leader != status.raft_id => return Ok(leader),
-                Some(_) if status.is_ready_leader => {
+            let role = *changes.borrow_and_update();
+            match role.leader {
+                Some(leader) if leader != self.own_id => return Ok(leader),
+                Some(_) if role.is_ready_leader => {
                     return Err(ForwardError::NotSent(
                         "this node became the leader".to_owned(),
                     ));

@@ -12,7 +12,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -53,6 +53,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause between rounds over the `retry_join` targets.
 const JOIN_PAUSE: Duration = Duration::from_millis(1500);
+/// Requests are still taken this long after health has turned unhealthy: two checks of a load balancer that looks every
+/// half second, and some.
+const NOTICE: Duration = Duration::from_millis(1500);
 /// Time a planned hand-over of leadership may take at shutdown.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
@@ -507,10 +510,29 @@ async fn run(
         why = running.raft.fatal() => Err(FatalError::Storage(why)),
     };
     background.cancel();
-    if outcome.is_ok() {
-        hand_over(&running.raft).await;
-    }
     outcome
+}
+
+/// Leaves a cluster that goes on: health turns unhealthy, leadership is handed over, and requests are served until every
+/// load balancer has noticed. A node alone has nobody to leave to.
+pub(crate) async fn leave(shared: &Shared) {
+    let Some(running) = shared.running() else {
+        return;
+    };
+    let voters = running
+        .raft
+        .status()
+        .members
+        .iter()
+        .filter(|m| m.voter)
+        .count();
+    if voters < 2 || running.core.load().is_none() {
+        return;
+    }
+    shared.leaving.store(true, Ordering::Relaxed);
+    let noticed = tokio::time::sleep(NOTICE);
+    hand_over(&running.raft).await;
+    noticed.await;
 }
 
 /// Stops Raft after the listeners have drained.
@@ -524,9 +546,7 @@ pub(crate) async fn close(shared: &Shared) {
 
 /// Gives leadership away before the node leaves, so that nobody waits for an election.
 async fn hand_over(raft: &Raft) {
-    let status = raft.status();
-    let others = status.members.iter().filter(|m| m.voter).count() > 1;
-    if !status.is_ready_leader || !others {
+    if !raft.watch().borrow().is_ready_leader {
         return;
     }
     match raft.transfer_leader(None, Instant::now() + HAND_OVER).await {

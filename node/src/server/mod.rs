@@ -16,7 +16,12 @@ mod listen;
 mod node;
 mod wire;
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use strongroom_api::{HttpSettings, core::ClusterIdentity};
@@ -80,6 +85,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         hsm,
         phase: ArcSwap::from_pointee(first_phase(&config)),
         orders,
+        leaving: AtomicBool::new(false),
     });
     let stop_clients = CancellationToken::new();
     let mut clients = JoinSet::new();
@@ -113,6 +119,9 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
     let signals = tokio::spawn(watch_signals(stop.clone(), certificates));
     let outcome = lifecycle::drive(Arc::clone(&shared), incoming_orders, stop.clone()).await;
     stop.cancel();
+    if outcome.is_ok() {
+        lifecycle::leave(&shared).await;
+    }
     // Clients learn first; a new leader has been chosen by now if this node led.
     stop_clients.cancel();
     let drained = tokio::time::timeout(DRAIN, async {

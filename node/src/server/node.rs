@@ -1,7 +1,10 @@
 //! The node as the API sees it: what phase it is in, who leads, and the hand-over of init and join to the lifecycle.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -71,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) hsm: Hsm,
     pub(crate) phase: ArcSwap<Phase>,
     pub(crate) orders: mpsc::Sender<Order>,
+    /// Told to stop: still serving, but nobody should send anything new.
+    pub(crate) leaving: AtomicBool,
 }
 
 impl Shared {
@@ -117,10 +122,11 @@ impl Node for NodePort {
         let Some(running) = self.0.running() else {
             return Role::NoLeader;
         };
-        let status = running.raft.status();
-        if status.is_ready_leader {
+        // Asked for every write: the role alone is cheap, the whole status is not.
+        if running.raft.watch().borrow().is_ready_leader {
             return Role::Leader;
         }
+        let status = running.raft.status();
         let leader = status
             .leader
             .filter(|leader| *leader != status.raft_id)
@@ -272,6 +278,10 @@ impl Node for NodePort {
         }
     }
 
+    fn is_leaving(&self) -> bool {
+        self.0.leaving.load(Ordering::Relaxed)
+    }
+
     fn now_ms(&self) -> u64 {
         clock::now_ms()
     }
@@ -281,7 +291,7 @@ impl NodePort {
     fn leading(&self) -> Result<Arc<Running>, JoinError> {
         self.0
             .running()
-            .filter(|running| running.raft.status().is_ready_leader)
+            .filter(|running| running.raft.watch().borrow().is_ready_leader)
             .ok_or_else(|| JoinError::Unavailable("this node is not the leader".to_owned()))
     }
 }
