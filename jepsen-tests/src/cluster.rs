@@ -74,6 +74,8 @@ pub struct NodeConfig {
     pub retry_join: Vec<String>,
     /// Written at the end, as it is.
     pub extra: String,
+    /// Environment of the process, besides the HSM's.
+    pub environment: Vec<(String, String)>,
 }
 
 impl NodeConfig {
@@ -262,6 +264,7 @@ impl Cluster {
             generate_key: false,
             retry_join: (1..number).map(|other| self.url(other)).collect(),
             extra: String::new(),
+            environment: Vec::new(),
         };
         let token = self.golden.copy_to(&dir.join("hsm"));
         self.nodes.push(Node {
@@ -305,6 +308,12 @@ impl Cluster {
             node.dir.join("strongroom.hcl").display()
         ));
         command.env("SOFTHSM2_CONF", node.token.conf());
+        command.envs(
+            node.config
+                .environment
+                .iter()
+                .map(|(name, value)| (name, value)),
+        );
         node.process = Some(Process::start(
             &format!("node {number}"),
             &mut command,
@@ -673,6 +682,12 @@ impl Cluster {
     #[must_use]
     pub fn api_socket(&self, number: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.node(number).config.api_port))
+    }
+
+    /// Where a node's port for other nodes is.
+    #[must_use]
+    pub fn cluster_socket(&self, number: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.node(number).config.cluster_port))
     }
 
     /// `https://127.0.0.1:PORT` of a node's API.

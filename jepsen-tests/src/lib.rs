@@ -28,6 +28,7 @@ pub mod logs;
 pub mod machine;
 pub mod nemesis;
 pub mod process;
+pub mod stranger;
 pub mod tls;
 pub mod workload;
 

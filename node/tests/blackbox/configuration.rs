@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use strongroom_jepsen_tests::{Cluster, Options, Output, cli, machine};
+use strongroom_jepsen_tests::{Cluster, Options, Output, cli, hsm::PIN, machine};
 
 use crate::BINARY;
 
@@ -110,5 +110,46 @@ fn good_and_bad_files() {
             done.all()
         );
         assert!(!done.all().contains("panicked"));
+    }
+}
+
+/// The PIN by reference and by environment, a second listener without TLS, a directory of files, JSON.
+#[test]
+fn the_ways_to_say_it() {
+    let mut cluster = Cluster::initialized(1, BINARY);
+    let pin_file = cluster.dir().join("pin");
+    fs::write(&pin_file, format!("{PIN}\n")).unwrap();
+    let by_file = format!("file://{}", pin_file.display());
+    let environment = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+    for (pin, environment) in [
+        (by_file.as_str(), Vec::new()),
+        ("env://SOME_PIN", environment("SOME_PIN", PIN)),
+        ("wrong-in-the-file", environment("VAULT_HSM_PIN", PIN)),
+        ("wrong-in-the-file", environment("BAO_HSM_PIN", PIN)),
+    ] {
+        assert!(cluster.terminate(1).success());
+        cluster.configure(1, |config| {
+            config.pin = pin.to_owned();
+            config.environment = environment;
+        });
+        cluster.start_node(1);
+        cluster.wait_unsealed(1);
+    }
+
+    assert!(cluster.terminate(1).success());
+    let plain = machine::free_port();
+    cluster.configure(1, |config| {
+        config.extra = format!(
+            "listener \"tcp\" {{\n  address = \"127.0.0.1:{plain}\"\n  tls_disable = \"true\"\n}}\n"
+        );
+    });
+    cluster.start_node(1);
+    cluster.wait_unsealed(1);
+    let address = format!("-address=http://127.0.0.1:{plain}");
+    for status in [
+        cluster.strongroom(1, &["status", &address]),
+        cluster.bao(1, &["status", &address]),
+    ] {
+        assert!(status.ok().stdout.contains("Sealed"));
     }
 }

@@ -22,6 +22,7 @@ mod hvac;
 mod init;
 mod join;
 mod misconfigured;
+mod strangers;
 mod walkthrough;
 
 /// The binary under test.

@@ -1,7 +1,7 @@
 //! What a user types on the first day, on every node, with `strongroom` and with the real `bao`.
 
 use serde_json::{Value, json};
-use strongroom_jepsen_tests::{Cluster, Output, logs::STARTING};
+use strongroom_jepsen_tests::{Cluster, Output, cli, logs::STARTING, machine};
 
 use crate::BINARY;
 
@@ -253,23 +253,48 @@ fn facts(cluster: &Cluster, on: &impl Fn(&[&str]) -> Output, node: usize) {
     assert!(on(&["version"]).ok().stdout.contains('v'));
 }
 
-/// A token on the command line is stored in the home directory and used from there.
+/// A token given at login is kept in the home directory and used from there.
 fn login(cluster: &Cluster) {
     let token = cluster.root_token().unwrap().to_owned();
-    for (name, run) in TOOLS {
-        let helper = cluster.home().join(".vault-token");
+    let helper = cluster.home().join(".vault-token");
+    for (name, program, prefix) in [
+        ("strongroom", cluster.binary().to_owned(), "STRONGROOM"),
+        ("bao", machine::bao(), "BAO"),
+    ] {
+        // Not there before the first login.
         let _ = std::fs::remove_file(&helper);
-        let done = run(cluster, 2, &["login", &token]).ok();
+        let run = |args: &[&str], stdin: &str| {
+            let mut command = cli::clean(&program);
+            command.args(args).env("HOME", cluster.home());
+            command.env(format!("{prefix}_ADDR"), cluster.url(2));
+            command.env(format!("{prefix}_CACERT"), &cluster.tls().ca_file);
+            cli::run(&command, stdin)
+        };
+        assert_eq!(
+            run(&["secrets", "list"], "").code,
+            2,
+            "{name}: no token yet"
+        );
+        let done = run(&["login", &token], "").ok();
         assert!(
             done.stdout.contains("Success! You are now authenticated."),
             "{name}: {}",
             done.stdout
         );
         assert!(done.stdout.contains("root"), "{name}: {}", done.stdout);
+        assert_eq!(std::fs::read_to_string(&helper).unwrap(), token, "{name}");
+        let _ = run(&["secrets", "list"], "").ok();
         assert_eq!(
-            run(cluster, 2, &["login", "hvs.nosuchtokennosuchtokennosu"]).code,
+            run(&["login", "hvs.nosuchtokennosuchtokennosu"], "").code,
             2,
             "{name}"
+        );
+        let _ = run(&["secrets", "list"], "").ok();
+        let typed = run(&["login", "-"], &token).ok();
+        assert!(
+            typed.stdout.contains("Success! You are now authenticated."),
+            "{name}: {}",
+            typed.all()
         );
     }
 }
