@@ -22,6 +22,8 @@ mod command;
 #[cfg(test)]
 mod conformance;
 mod error;
+#[cfg(test)]
+mod golden;
 mod identity;
 mod keys;
 mod log;

@@ -140,8 +140,16 @@ impl Services {
                 known.name
             )));
         }
-        let change = openraft::ChangeMembers::SetNodes(BTreeMap::from([(id, info)]));
-        reconcile::change(self, change, None).await
+        loop {
+            let change = openraft::ChangeMembers::SetNodes(BTreeMap::from([(id, info.clone())]));
+            match reconcile::change(self, change, None).await {
+                // Another change is under way; the caller's limit bounds the wait for it.
+                Err(MembershipError::InProgress) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     pub(crate) fn leader(&self) -> Option<u64> {

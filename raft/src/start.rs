@@ -182,6 +182,7 @@ pub(crate) async fn start(
             step: timing.step(),
             closing,
             tasks,
+            newest: Mutex::default(),
         };
         server.spawn(transport.listeners);
     }
@@ -282,7 +283,7 @@ impl Follow {
 }
 
 /// Wall time, for people only: nothing that is replicated depends on it.
-#[allow(clippy::disallowed_methods, reason = "shown in the status only")]
+#[expect(clippy::disallowed_methods, reason = "shown in the status only")]
 fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -12,7 +12,7 @@
 //! Source: openraft `docs/protocol/io_ordering`; Ongaro's dissertation §10.2.1 (the leader writes in parallel).
 
 mod flusher;
-mod record;
+pub(crate) mod record;
 mod recover;
 mod storage;
 mod witness;
@@ -21,7 +21,7 @@ use std::{
     collections::VecDeque,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -252,12 +252,21 @@ impl LogStore {
         (writer.purged, writer.last)
     }
 
+    /// The writer, unless a sync has failed: what is written behind that could only mislead.
+    fn writer(&self) -> io::Result<MutexGuard<'_, Writer>> {
+        let failed = self.0.flusher.progress().borrow().failed.clone();
+        match failed {
+            Some(why) => Err(io::Error::other(why)),
+            None => Ok(lock(&self.0.writer)),
+        }
+    }
+
     fn append(
         &self,
         entries: Vec<Entry>,
         callback: IOFlushed<crate::types::TypeConfig>,
     ) -> io::Result<()> {
-        let mut writer = lock(&self.0.writer);
+        let mut writer = self.writer()?;
         let number = writer.write(|db, batch| {
             let log = cf(db, CF_LOG)?;
             for entry in &entries {
@@ -289,7 +298,7 @@ impl LogStore {
     }
 
     fn save_vote(&self, vote: &Vote) -> io::Result<oneshot::Receiver<io::Result<()>>> {
-        let mut writer = lock(&self.0.writer);
+        let mut writer = self.writer()?;
         let number = writer.write(|db, batch| {
             batch.put_cf(
                 cf(db, CF_META)?,
@@ -303,7 +312,7 @@ impl LogStore {
     }
 
     fn save_committed(&self, committed: Option<&LogId>) -> io::Result<()> {
-        let mut writer = lock(&self.0.writer);
+        let mut writer = self.writer()?;
         writer.write(|db, batch| {
             let meta = cf(db, CF_META)?;
             match committed {
@@ -323,7 +332,7 @@ impl LogStore {
     }
 
     fn truncate_after(&self, last: Option<LogId>) -> io::Result<()> {
-        let mut writer = lock(&self.0.writer);
+        let mut writer = self.writer()?;
         let next = last.map_or(0, |id| id.index + 1);
         let end = writer.last.map_or(0, |id| id.index + 1);
         if next >= end {
@@ -351,7 +360,7 @@ impl LogStore {
     }
 
     fn purge(&self, upto: LogId) -> io::Result<()> {
-        let mut writer = lock(&self.0.writer);
+        let mut writer = self.writer()?;
         let first = writer.purged.map_or(0, |id| id.index + 1);
         if upto.index < first {
             return Ok(());

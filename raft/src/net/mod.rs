@@ -18,4 +18,9 @@ pub(crate) use self::{
     server::Server,
     wire::{Call, Reply},
 };
+#[cfg(test)]
+pub(crate) use self::{
+    frame::{Frame, FrameCodec, Kind},
+    peer::hello,
+};
 pub use self::{peer::ALPN, server::IncomingStream};

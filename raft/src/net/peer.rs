@@ -203,12 +203,10 @@ impl Dialer {
         to: u64,
         purpose: Purpose,
     ) -> io::Result<Welcome> {
+        let own = &self.identity;
         let hello = Hello {
-            protocol: PROTOCOL,
-            cluster_id: self.identity.cluster_id.to_vec(),
-            from: self.identity.raft_id,
-            to,
             purpose: purpose.number(),
+            ..hello(&own.cluster_id, own.raft_id, to)
         };
         send(connection, frame(Kind::Hello, &hello)).await?;
         let answer = connection
@@ -219,6 +217,17 @@ impl Dialer {
             return Err(io::Error::other("the answer to hello is no welcome"));
         }
         Welcome::decode(answer.body).map_err(io::Error::other)
+    }
+}
+
+/// The first message of node `from` to node `to`, without a purpose.
+pub(crate) fn hello(cluster_id: &[u8; 16], from: u64, to: u64) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        cluster_id: cluster_id.to_vec(),
+        from,
+        to,
+        purpose: 0,
     }
 }
 

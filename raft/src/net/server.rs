@@ -14,7 +14,7 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -39,6 +39,7 @@ use super::{
 };
 use crate::{
     identity::Identity,
+    log::lock,
     services::Services,
     types::{AppendRequest, AppendResult, Core, TypeConfig},
 };
@@ -75,6 +76,8 @@ pub(crate) struct Server {
     pub(crate) step: Duration,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// The connection that each peer uses now, by purpose.
+    pub(crate) newest: Mutex<HashMap<(u64, u32), CancellationToken>>,
 }
 
 impl Server {
@@ -113,7 +116,7 @@ impl Server {
                     let server = Arc::clone(&self);
                     let closing = self.closing.clone();
                     self.tasks.spawn(async move {
-                        let serving = server.handle(tcp, handshake);
+                        let serving = Box::pin(server.handle(tcp, handshake));
                         if let Some(Err(error)) = closing.run_until_cancelled(serving).await {
                             tracing::debug!(%error, "a connection on the cluster port ended");
                         }
@@ -147,11 +150,29 @@ impl Server {
         let mut connection = Framed::new(tls.into(), FrameCodec);
         let greeted = timeout(self.step, self.greet(&mut connection, from)).await??;
         drop(handshake);
-        match greeted {
-            None => Ok(()),
-            Some(Purpose::Append) => self.serve_append(connection).await,
-            Some(Purpose::Control) => self.serve_control(connection, from).await,
-        }
+        let Some(purpose) = greeted else {
+            return Ok(());
+        };
+        let replaced = self.supersede(from, purpose);
+        let serving = async {
+            match purpose {
+                Purpose::Append => self.serve_append(connection).await,
+                Purpose::Control => self.serve_control(connection, from).await,
+            }
+        };
+        replaced
+            .run_until_cancelled(serving)
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    /// Ends the peer's former connection for the same purpose: a peer uses one at a time, so the former one is dead, and
+    /// may never say so if the network swallowed its end.
+    fn supersede(&self, from: u64, purpose: Purpose) -> CancellationToken {
+        let token = CancellationToken::new();
+        let former = lock(&self.newest).insert((from, purpose.number()), token.clone());
+        former.inspect(CancellationToken::cancel);
+        token
     }
 
     async fn hand_over(

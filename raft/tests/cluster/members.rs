@@ -194,3 +194,129 @@ async fn strangers_are_turned_away() {
     }
     cluster.shutdown().await;
 }
+
+/// Connects as the node whose certificate this is and says hello; gives the connection and the other side's refusal.
+async fn say_hello(
+    tls: std::sync::Arc<rustls::ClientConfig>,
+    target: &crate::harness::Node,
+    hello: &[u8],
+) -> (
+    tokio_rustls::client::TlsStream<tokio::net::TcpStream>,
+    String,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut config = (*tls).clone();
+    config.alpn_protocols = vec![strongroom_raft::ALPN.into()];
+    let name = format!(
+        "n{}.{}.strongroom",
+        target.identity.raft_id,
+        "5a".repeat(16)
+    );
+    let tcp = tokio::net::TcpStream::connect(&target.addr).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let mut stream = connector
+        .connect(name.try_into().unwrap(), tcp)
+        .await
+        .unwrap();
+    let length = u32::try_from(12 + hello.len()).unwrap();
+    let header = [&length.to_be_bytes()[..], &[1], &[0; 11]].concat();
+    stream.write_all(&[&header, hello].concat()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).await.unwrap();
+    let mut body = vec![0; usize::from(answer[3]) + 256 * usize::from(answer[2]) - 12];
+    stream.read_exact(&mut body).await.unwrap();
+    assert_eq!(answer[4], 2, "a welcome");
+    // One string field: tag, length, text.
+    (
+        stream,
+        String::from_utf8_lossy(body.get(2..).unwrap_or_default()).into_owned(),
+    )
+}
+
+fn hello_bytes(protocol: u8, cluster: u8, from: u64, to: u64, purpose: u8) -> Vec<u8> {
+    let mut bytes = vec![8, protocol, 0x12, 16];
+    bytes.extend([cluster; 16]);
+    bytes.extend([
+        0x18,
+        u8::try_from(from).unwrap(),
+        0x20,
+        u8::try_from(to).unwrap(),
+    ]);
+    bytes.extend([0x28, purpose]);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_is_checked_against_certificate_and_membership() {
+    use tokio::io::AsyncReadExt;
+
+    let cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let target = &cluster.nodes[leader];
+    let (to, from) = (
+        target.identity.raft_id,
+        cluster.nodes[(leader + 1) % 3].identity.raft_id,
+    );
+    let (_, member) = cluster.ca.tls(&CLUSTER, from);
+    let (_, stranger) = cluster.ca.tls(&CLUSTER, 99);
+    for (what, tls, hello, want) in [
+        (
+            "the right hello",
+            &member,
+            hello_bytes(1, 0x5a, from, to, 2),
+            "",
+        ),
+        (
+            "a newer protocol",
+            &member,
+            hello_bytes(2, 0x5a, from, to, 2),
+            "protocol 2 is unknown",
+        ),
+        (
+            "another cluster",
+            &member,
+            hello_bytes(1, 0x5b, from, to, 2),
+            "another cluster",
+        ),
+        (
+            "a false name",
+            &member,
+            hello_bytes(1, 0x5a, to, to, 2),
+            "the certificate is node",
+        ),
+        (
+            "the wrong node",
+            &member,
+            hello_bytes(1, 0x5a, from, 77, 2),
+            "this is node",
+        ),
+        (
+            "a new purpose",
+            &member,
+            hello_bytes(1, 0x5a, from, to, 9),
+            "purpose 9 is unknown",
+        ),
+        (
+            "no member",
+            &stranger,
+            hello_bytes(1, 0x5a, 99, to, 2),
+            "is not a member",
+        ),
+    ] {
+        let (_, refused) = say_hello(std::sync::Arc::clone(tls), target, &hello).await;
+        assert!(
+            refused.contains(want) && refused.is_empty() == want.is_empty(),
+            "{what}: {refused}"
+        );
+    }
+    // A peer has one connection per purpose: a new one ends the one before.
+    let hello = hello_bytes(1, 0x5a, from, to, 1);
+    let (mut first, _) = say_hello(std::sync::Arc::clone(&member), target, &hello).await;
+    let (_second, _) = say_hello(member, target, &hello).await;
+    let end = tokio::time::timeout(std::time::Duration::from_secs(5), first.read(&mut [0])).await;
+    assert!(!matches!(end.unwrap(), Ok(1..)));
+    cluster.write(put("k", "v")).await;
+    cluster.shutdown().await;
+}
