@@ -789,7 +789,7 @@ pub fn write(client: &Client, path: &str, value: &str) {
     let _: Response = client.put(path, &json!({ "value": value })).expect(204);
 }
 
-/// What [`write`] has written, `None` if there is nothing.
+/// What [`write()`] has written, `None` if there is nothing.
 ///
 /// # Panics
 /// If the answer is neither 200 nor 404.

@@ -398,6 +398,6 @@ fn without_noise(json: Value) -> Value {
             )
         }
         Value::Array(values) => Value::Array(values.into_iter().map(without_noise).collect()),
-        other => other,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => json,
     }
 }
