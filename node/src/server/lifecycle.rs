@@ -31,13 +31,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bundle::SealBundle,
-    chain, cluster_tls,
+    chain,
+    cluster_tls::{self, ClusterTls},
     forward::{self, Forwarder},
     init::{self, HalfInit},
     join::{self, JoinGate, Target},
     node::{INIT_GRACE, NodePort, Order, Phase, Running, Shared},
     wire::{BarrierPort, SealWrapPort, StorePort},
 };
+use crate::config::Config;
 
 /// Why the node cannot go on at all.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,8 @@ enum Stage {
         identity: Identity,
         bundle: SealBundle,
         pending: Option<PendingInit>,
+        /// Already open, if something had to be read from them: opening replays the log, so once is enough.
+        stores: Option<Stores>,
     },
     Stopped,
 }
@@ -91,24 +95,24 @@ pub(crate) async fn drive(
                 identity,
                 bundle,
                 pending,
-            } => {
-                let unsealed = unseal(&shared, &bundle, &mut orders, &stop).await;
-                match unsealed {
-                    None => Stage::Stopped,
-                    Some(keyring) => {
-                        run(
-                            &shared,
-                            &identity,
-                            bundle,
-                            keyring,
-                            pending,
-                            &mut orders,
-                            &stop,
-                        )
-                        .await?
+                stores,
+            } => match unseal(&shared, &bundle, &mut orders, &stop).await {
+                None => {
+                    if let Some(stores) = stores {
+                        stores.close().await;
                     }
+                    Stage::Stopped
                 }
-            }
+                Some(keyring) => {
+                    let node = Unsealing {
+                        identity,
+                        bundle,
+                        keyring,
+                        stores,
+                    };
+                    run(&shared, node, pending, &mut orders, &stop).await?
+                }
+            },
             Stage::Stopped => return Ok(()),
         };
     }
@@ -137,11 +141,11 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
     let bundle =
         SealBundle::newest(dir, &stores.state()).map_err(|error| unusable(chain(&error)))?;
     if let Some(bundle) = bundle {
-        stores.close().await;
         return Ok(Stage::Sealed {
             identity,
             bundle,
             pending: None,
+            stores: Some(stores),
         });
     }
     // An identity without seal data: an init was cut off. Its log tells whether it had finished.
@@ -161,6 +165,7 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
                 identity,
                 bundle,
                 pending: None,
+                stores: None,
             })
         }
     }
@@ -211,6 +216,7 @@ async fn uninitialized(
                     identity,
                     bundle,
                     pending: None,
+                    stores: None,
                 });
             }
             Err(why) => {
@@ -367,6 +373,7 @@ async fn initialise(
                 identity,
                 bundle,
                 pending: Some(PendingInit { reply, result }),
+                stores: None,
             })
         }
         Err(error) => {
@@ -465,31 +472,39 @@ async fn refuse(orders: &mut mpsc::Receiver<Order>) {
     }
 }
 
+/// What a node that has its keys starts Raft with.
+struct Unsealing {
+    identity: Identity,
+    bundle: SealBundle,
+    keyring: Keyring,
+    stores: Option<Stores>,
+}
+
 /// Runs Raft and serves until told to stop or until storage fails.
 async fn run(
     shared: &Arc<Shared>,
-    identity: &Identity,
-    bundle: SealBundle,
-    keyring: Keyring,
+    mut node: Unsealing,
     pending: Option<PendingInit>,
     orders: &mut mpsc::Receiver<Order>,
     stop: &CancellationToken,
 ) -> Result<Stage, FatalError> {
-    let started = start(shared, identity, &bundle, keyring, stop).await;
-    let running = match started {
+    let (identity, bundle) = (node.identity.clone(), node.bundle.clone());
+    let stores = node.stores.take();
+    let running = match start(shared, node, stores, stop).await {
         Ok(running) => running,
         Err(StartError::Fatal(error)) => return Err(error),
-        Err(StartError::Again(why)) => {
+        Err(StartError::Again { why, stores }) => {
             tracing::error!("{why}");
             set_sealed(shared, &bundle, &why);
             tokio::select! {
-                () = stop.cancelled() => return Ok(Stage::Stopped),
+                () = stop.cancelled() => {}
                 () = tokio::time::sleep(super::jittered(LONGEST_PAUSE)) => {}
             }
             return Ok(Stage::Sealed {
-                identity: identity.clone(),
+                identity,
                 bundle,
                 pending,
+                stores,
             });
         }
     };
@@ -558,18 +573,18 @@ async fn hand_over(raft: &Raft) {
 enum StartError {
     Fatal(FatalError),
     /// The cause may go away: a port in use, for one.
-    Again(String),
+    Again {
+        why: String,
+        stores: Option<Stores>,
+    },
 }
 
-async fn start(
-    shared: &Arc<Shared>,
+/// What the cluster port needs besides Raft: its sockets and certificates.
+async fn cluster_port(
+    config: &Config,
     identity: &Identity,
-    bundle: &SealBundle,
-    keyring: Keyring,
-    stop: &CancellationToken,
-) -> Result<Arc<Running>, StartError> {
-    let config = &shared.config;
-    let again = |what: &str, why: String| StartError::Again(format!("{what}: {why}"));
+    keyring: &Keyring,
+) -> Result<(Vec<TcpListener>, ClusterTls), String> {
     let tls = cluster_tls::node_tls(
         keyring.ca_certificate(),
         keyring.ca_key(),
@@ -577,14 +592,41 @@ async fn start(
         identity.raft_id,
         &[strongroom_raft::ALPN, forward::ALPN],
     )
-    .map_err(|error| again("cluster certificates", chain(&error)))?;
+    .map_err(|error| format!("cluster certificates: {}", chain(&error)))?;
     let mut listeners = Vec::new();
     for address in config.cluster_listeners() {
         let listener = TcpListener::bind(address)
             .await
-            .map_err(|error| again(&format!("cluster address {address}"), error.to_string()))?;
+            .map_err(|error| format!("cluster address {address}: {error}"))?;
         listeners.push(listener);
     }
+    Ok((listeners, tls))
+}
+
+async fn start(
+    shared: &Arc<Shared>,
+    node: Unsealing,
+    stores: Option<Stores>,
+    stop: &CancellationToken,
+) -> Result<Arc<Running>, StartError> {
+    let Unsealing {
+        identity,
+        bundle,
+        keyring,
+        ..
+    } = node;
+    let config = &shared.config;
+    let prepared = match (
+        cluster_port(config, &identity, &keyring).await,
+        JoinGate::new(),
+    ) {
+        (Ok(port), Ok(gate)) => Ok((port, gate)),
+        (Err(why), _) | (_, Err(why)) => Err(why),
+    };
+    let ((listeners, tls), gate) = match prepared {
+        Ok(prepared) => prepared,
+        Err(why) => return Err(StartError::Again { why, stores }),
+    };
     let (forwarded, incoming) = mpsc::channel(64);
     let transport = Transport {
         listeners,
@@ -599,9 +641,12 @@ async fn start(
             why,
         })
     };
-    let stores: Stores = super::open_stores(dir, identity)
-        .await
-        .map_err(|error| unusable(chain(&error)))?;
+    let stores = match stores {
+        Some(stores) => stores,
+        None => super::open_stores(dir, &identity)
+            .await
+            .map_err(|error| unusable(chain(&error)))?,
+    };
     let state = stores.state();
     let options = super::raft_options(config, identity.clone());
     let raft = Raft::start(stores, options, Some(transport))
@@ -615,9 +660,9 @@ async fn start(
         raft: raft.clone(),
         cluster_id: identity.cluster_id,
         cluster_name: cluster.name.clone(),
-        bundle: bundle.clone(),
+        bundle,
         forwarder: Arc::new(Forwarder::new(raft.clone())),
-        gate: JoinGate::new().map_err(|why| again("randomness", why))?,
+        gate,
         core: ArcSwapOption::empty(),
     });
     let core = Arc::new(Core::new(
