@@ -39,8 +39,7 @@ use crate::{
     token::{self, TokenEntry},
 };
 
-/// Set on an answer to a follower when the request is not done with: [`NOTHING_DONE`] or [`UNKNOWN`]. Never reaches a
-/// client.
+/// Set on an answer to a follower when the request is not done with: `nothing-done` or `unknown`. Never reaches a client.
 pub static NOT_LEADER: HeaderName = HeaderName::from_static("x-strongroom-not-leader");
 /// The node does not lead; nothing was written.
 const NOTHING_DONE: &str = "nothing-done";
