@@ -81,8 +81,14 @@ impl ClientError {
         matches!(self, Self::Connect { .. })
     }
 
+    /// A certificate that is refused now will be refused again.
+    fn is_about_trust(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if source.kind() == std::io::ErrorKind::InvalidData)
+    }
+
     fn is_worth_another_try(&self, method: &Method) -> bool {
-        self.is_unsent() || (matches!(self, Self::Broken(_)) && is_read(method))
+        let unsent = self.is_unsent() && !self.is_about_trust();
+        unsent || (matches!(self, Self::Broken(_)) && is_read(method))
     }
 }
 

@@ -268,4 +268,11 @@ mod tests {
             assert_eq!(read(line).unwrap().exactly::<1>(), want);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_panics(line in "[-=a-z \\u{0}-\\u{ff}]{0,40}") {
+            let _ = read(&line);
+        }
+    }
 }

@@ -226,9 +226,10 @@ fn tls(section: &mut Section, report: &mut Report) -> Option<Option<ListenerTls>
     }
     let (cert_file, key_file) = (cert_file?, key_file?);
     if let Err(problems) = pem::pair(&cert_file.value, &key_file.value) {
-        for problem in problems {
-            let what = format!("{}: {problem}", section.title);
-            report.problem(&cert_file.at, what);
+        for (problem, at) in [(problems.cert, &cert_file.at), (problems.key, &key_file.at)] {
+            if let Some(problem) = problem {
+                report.problem(at, format!("{}: {problem}", section.title));
+            }
         }
     }
     let tls = ListenerTls {

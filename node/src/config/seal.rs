@@ -15,7 +15,7 @@ use super::{
     env::Environment,
     known,
     report::{Origin, Report},
-    section::{Labelled, Located, Section},
+    section::{Located, Section},
     values::{parse_bool, parse_duration, parse_hex, parse_number},
 };
 
@@ -77,17 +77,8 @@ fn without_stanza(
         report.problem(&Origin::Whole, "no seal \"pkcs11\" is configured");
         return None;
     }
-    let Labelled { label, at, entries } = Labelled {
-        label: "seal \"pkcs11\"".to_owned(),
-        at: Origin::Whole,
-        entries: Vec::new(),
-    };
-    pkcs11(
-        Section::new(label, at, entries),
-        environment,
-        data_dir,
-        report,
-    )
+    let section = Section::new("seal \"pkcs11\"", Origin::Whole, Vec::new());
+    pkcs11(section, environment, data_dir, report)
 }
 
 /// Reads settings, the environment first.
@@ -279,7 +270,7 @@ fn pin(reader: &mut Reader<'_>) -> Option<Zeroizing<String>> {
             .map(Zeroizing::new)
             .ok_or_else(|| format!("pin: the environment variable {name} is not set"))
     } else if let Some(path) = found.value.strip_prefix("file://") {
-        pin_file(Path::new(path), &found.at, reader)
+        pin_file(Path::new(path))
     } else if let Some(literal) = found.value.strip_prefix("string://") {
         Ok(Zeroizing::new(literal.to_owned()))
     } else {
@@ -299,11 +290,7 @@ fn pin(reader: &mut Reader<'_>) -> Option<Zeroizing<String>> {
 }
 
 /// A line break at the end is what an editor leaves, never part of a PIN; trying it would cost an attempt.
-fn pin_file(
-    path: &Path,
-    at: &Origin,
-    reader: &mut Reader<'_>,
-) -> Result<Zeroizing<String>, String> {
+fn pin_file(path: &Path) -> Result<Zeroizing<String>, String> {
     use std::io::Read as _;
     let cannot = |error: std::io::Error| format!("pin: {} cannot be read: {error}", path.display());
     let file = std::fs::File::open(path).map_err(cannot)?;
@@ -315,15 +302,6 @@ fn pin_file(
         return Err(format!("pin: {} is too long for a PIN", path.display()));
     }
     let trimmed = text.trim_end_matches(['\n', '\r']);
-    if trimmed.len() != text.len() {
-        reader.warn(
-            at,
-            format!(
-                "pin: the line break at the end of {} is not taken as part of the PIN",
-                path.display()
-            ),
-        );
-    }
     Ok(Zeroizing::new(trimmed.to_owned()))
 }
 

@@ -15,7 +15,10 @@ use super::{
     syntax::Entry,
     values::parse_bool,
 };
-use crate::client::{Pem, TlsParameters};
+use crate::{
+    client::{Pem, TlsParameters},
+    server::chain,
+};
 
 /// Where a made-up name is kept, as in Vault.
 const NODE_ID_FILE: &str = "node-id";
@@ -305,7 +308,7 @@ fn join_tls(section: &mut Section, report: &mut Report) -> TlsParameters {
 
 fn report_pem(checked: Result<(), crate::client::TlsError>, at: &Origin, report: &mut Report) {
     if let Err(error) = checked {
-        report.problem(at, format!("retry_join: {error}"));
+        report.problem(at, format!("retry_join: {}", chain(&error)));
     }
 }
 

@@ -182,4 +182,12 @@ mod tests {
             assert_eq!(nearest(word, &known), want, "{word}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in "[0-9.a-zµ-]{0,30}|.{0,30}", other in ".{0,10}") {
+            let _ = (parse_duration(&text), parse_bool(&text), parse_number(&text), parse_hex(&text));
+            let _ = nearest(&text, &[&other]);
+        }
+    }
 }
