@@ -67,6 +67,15 @@ impl Stores {
     /// `Locked` while another process has them; `Foreign` or `UnknownFormat` when they are not this node's or this
     /// version's; `Damaged` when data that was there once is gone.
     pub fn open(dir: &Path, identity: &Identity) -> Result<Self, OpenError> {
+        Self::open_with(dir, identity, LogStore::open)
+    }
+
+    /// Like [`Stores::open`], with another way to open the log.
+    pub(crate) fn open_with(
+        dir: &Path,
+        identity: &Identity,
+        open_log: impl FnOnce(&Path, &Identity) -> Result<LogStore, OpenError>,
+    ) -> Result<Self, OpenError> {
         let read = |path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Read { path, source }
@@ -74,7 +83,7 @@ impl Stores {
         let log_dir = dir.join(LOG_DIR);
         std::fs::create_dir_all(&log_dir).map_err(read(&log_dir))?;
         let lock = DirLock::take(dir)?;
-        let log = LogStore::open(&log_dir, identity)?;
+        let log = open_log(&log_dir, identity)?;
         let state = match State::open(&dir.join(STATE_DIR), identity) {
             Ok(state) => Arc::new(state),
             Err(error) => {

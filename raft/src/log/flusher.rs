@@ -20,6 +20,9 @@ use tokio::sync::{oneshot, watch};
 use super::witness::Witness;
 use crate::types::TypeConfig;
 
+/// Makes everything written so far durable, or says why not.
+pub(crate) type Sync = Box<dyn FnMut() -> Result<(), String> + Send>;
+
 /// How far the log is durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -65,12 +68,8 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    /// Starts the thread. `sync` makes everything written durable; `batches` already are.
-    pub(crate) fn start<E: std::fmt::Display>(
-        sync: impl FnMut() -> Result<(), E> + Send + 'static,
-        witness: Witness,
-        batches: u64,
-    ) -> io::Result<Self> {
+    /// Starts the thread. `batches` are already durable.
+    pub(crate) fn start(sync: Sync, witness: Witness, batches: u64) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -138,11 +137,7 @@ impl Drop for Flusher {
     }
 }
 
-fn run<E: std::fmt::Display>(
-    shared: &Shared,
-    mut sync: impl FnMut() -> Result<(), E>,
-    witness: &Witness,
-) {
+fn run(shared: &Shared, mut sync: Sync, witness: &Witness) {
     let mut witness_works = true;
     while let Some((waiters, upto)) = next_round(shared) {
         let failed = shared.progress.borrow().failed.clone();
@@ -210,10 +205,11 @@ mod tests {
     use super::*;
 
     /// A flusher whose syncs wait for permission and then give this result.
-    fn flusher(dir: &std::path::Path) -> (Flusher, mpsc::Sender<Result<(), &'static str>>) {
+    fn flusher(dir: &std::path::Path) -> (Flusher, mpsc::Sender<Result<(), String>>) {
         let (witness, _) = Witness::open(dir).unwrap();
         let (tx, rx) = mpsc::channel();
-        let flusher = Flusher::start(move || rx.recv().unwrap_or(Ok(())), witness, 0).unwrap();
+        let flusher =
+            Flusher::start(Box::new(move || rx.recv().unwrap_or(Ok(()))), witness, 0).unwrap();
         (flusher, tx)
     }
 
@@ -246,7 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (flusher, syncs) = flusher(dir.path());
         let (failed, mut progress) = (flusher.sync(1), flusher.progress());
-        syncs.send(Err("no such luck")).unwrap();
+        syncs.send(Err("no such luck".to_owned())).unwrap();
         assert!(failed.await.unwrap().is_err());
         let seen = progress
             .wait_for(|p| p.failed.is_some())

@@ -30,7 +30,7 @@ use prost::Message;
 use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
 
-pub(crate) use self::flusher::{Progress, lock};
+pub(crate) use self::flusher::{Progress, Sync, lock};
 use self::{flusher::Flusher, recover::Recovered, witness::Witness};
 use crate::{
     error::OpenError,
@@ -186,6 +186,17 @@ impl Writer {
 impl LogStore {
     /// Opens the log of `identity` in `path`, creating it when there is none.
     pub(crate) fn open(path: &Path, identity: &Identity) -> Result<Self, OpenError> {
+        Self::open_with(path, identity, |db| {
+            Box::new(move || db.flush_wal(true).map_err(|error| error.to_string()))
+        })
+    }
+
+    /// Like [`LogStore::open`], with another way to sync: tests make it slow or let it fail.
+    pub(crate) fn open_with(
+        path: &Path,
+        identity: &Identity,
+        sync: impl FnOnce(Arc<DB>) -> Sync,
+    ) -> Result<Self, OpenError> {
         let read = |source| OpenError::Read {
             path: path.to_owned(),
             source,
@@ -207,8 +218,7 @@ impl LogStore {
         db.flush_wal(true)
             .map_err(|error| read(io::Error::other(error)))?;
         witness.record(batches).map_err(read)?;
-        let sync = move || db.flush_wal(true);
-        let flusher = Flusher::start(sync, witness, batches).map_err(read)?;
+        let flusher = Flusher::start(sync(db), witness, batches).map_err(read)?;
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             flusher,

@@ -182,3 +182,90 @@ fn an_outcome_survives_and_nothing_else_is_taken_for_one() {
     }
     assert!(decode_applied(&[0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]).is_err());
 }
+
+/// Stores whose log syncs only when told to, and with this result.
+fn with_syncs(dir: &Path) -> (Stores, std::sync::mpsc::Sender<Result<(), String>>) {
+    let (tx, rx) = std::sync::mpsc::channel();
+    let stores = Stores::open_with(dir, &identity(1), |path, identity| {
+        LogStore::open_with(path, identity, |_| {
+            Box::new(move || rx.recv().unwrap_or(Ok(())))
+        })
+    });
+    (stores.unwrap(), tx)
+}
+
+#[tokio::test]
+async fn nothing_is_applied_before_it_is_durable_here() {
+    use openraft::storage::{IOFlushed, RaftLogStorage};
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, syncs) = with_syncs(dir.path());
+    let mut log = stores.log.clone();
+    RaftLogStorage::append(&mut log, [put(0, "a")], IOFlushed::noop())
+        .await
+        .unwrap();
+    // Committed by others, as far as openraft is concerned; not on this disk yet.
+    let mut machine = Machine::new(stores.state(), stores.log.clone());
+    let applying = tokio::spawn(async move {
+        machine
+            .apply(futures_util::stream::iter([Ok((put(0, "a"), None))]))
+            .await
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(!applying.is_finished());
+    assert!(stores.state().get(b"a").unwrap().is_none());
+    syncs.send(Ok(())).unwrap();
+    applying.await.unwrap().unwrap();
+    assert!(stores.state().get(b"a").unwrap().is_some());
+    drop(syncs);
+    stores.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_acknowledges_nothing_and_ends_the_node() {
+    use crate::{Options, PeerInfo, Raft};
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, syncs) = with_syncs(dir.path());
+    let options = Options {
+        identity: identity(1),
+        me: PeerInfo::default(),
+        multiplier: 1,
+        max_entry_size: 1 << 20,
+    };
+    let raft = Raft::start(stores, options, None).await.unwrap();
+    // Enough good syncs to be elected, and no more.
+    for _ in 0..20 {
+        syncs.send(Ok(())).unwrap();
+    }
+    raft.initialize().await.unwrap();
+    let mut role = raft.watch();
+    drop(role.wait_for(|role| role.is_ready_leader).await.unwrap());
+    let soon = || std::time::Instant::now() + std::time::Duration::from_secs(5);
+    for _ in 0..40 {
+        syncs.send(Err("the disk is gone".to_owned())).unwrap();
+    }
+    let failed = loop {
+        let command = Command {
+            ops: vec![Op::Put {
+                key: Bytes::from_static(b"k"),
+                value: Bytes::new(),
+            }],
+            ..Command::default()
+        };
+        match raft.propose(command, soon()).await {
+            // One of the good syncs that were left.
+            Ok(_) => continue,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(
+            failed,
+            crate::ProposeError::Unknown | crate::ProposeError::Fatal(_)
+        ),
+        "{failed:?}"
+    );
+    let why = tokio::time::timeout(std::time::Duration::from_secs(5), raft.fatal()).await;
+    assert!(why.unwrap().contains("the disk is gone"));
+    drop(syncs);
+    raft.shutdown().await;
+}
