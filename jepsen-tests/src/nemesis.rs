@@ -26,6 +26,14 @@ pub enum Fault {
     KillAndHsmAway(usize),
     /// One node stands still for a while.
     Pause(usize),
+    /// The leader stands still for a while: it must not take itself for the leader when it wakes up.
+    PauseLeader,
+    /// SIGTERM of one node, and a restart.
+    Terminate(usize),
+    /// SIGTERM of the leader, and a restart.
+    TerminateLeader,
+    /// SIGKILL of one node, whose disk is empty when it starts again: it joins anew under its name.
+    Wipe(usize),
 }
 
 impl fmt::Display for Fault {
@@ -39,9 +47,16 @@ impl fmt::Display for Fault {
                 write!(f, "kill -9 of node {node}, HSM away at its start")
             }
             Self::Pause(node) => write!(f, "node {node} stopped for a while"),
+            Self::PauseLeader => f.write_str("the leader stopped for a while"),
+            Self::Terminate(node) => write!(f, "SIGTERM of node {node}"),
+            Self::TerminateLeader => f.write_str("SIGTERM of the leader"),
+            Self::Wipe(node) => write!(f, "kill -9 of node {node}, empty disk at its start"),
         }
     }
 }
+
+/// How many kinds of faults there are.
+const KINDS: u32 = 10;
 
 /// Chooses faults from a seed.
 pub struct Nemesis {
@@ -64,7 +79,7 @@ impl Nemesis {
     /// The next fault: every kind once, in random order, before any comes again.
     pub fn choose(&mut self, nodes: usize) -> Fault {
         if self.queue.is_empty() {
-            self.queue = (0..6).collect();
+            self.queue = (0..KINDS).collect();
         }
         let at = self.random.random_range(0..self.queue.len());
         let kind = self.queue.swap_remove(at);
@@ -75,7 +90,11 @@ impl Nemesis {
             2 => Fault::KillAll,
             3 => Fault::HsmAway(node),
             4 => Fault::KillAndHsmAway(node),
-            _ => Fault::Pause(node),
+            5 => Fault::Pause(node),
+            6 => Fault::PauseLeader,
+            7 => Fault::Terminate(node),
+            8 => Fault::TerminateLeader,
+            _ => Fault::Wipe(node),
         }
     }
 
@@ -98,15 +117,39 @@ impl Nemesis {
                 self.rest(1500..3000);
                 cluster.token(node).give_back();
             }
-            Fault::Pause(node) => {
-                cluster.pause(node);
-                self.rest(500..2500);
-                cluster.resume(node);
+            Fault::Pause(node) => self.pause(cluster, node),
+            Fault::PauseLeader => {
+                let leader = cluster.leader();
+                self.pause(cluster, leader);
+            }
+            Fault::Terminate(node) => self.terminate(cluster, node),
+            Fault::TerminateLeader => {
+                let leader = cluster.leader();
+                self.terminate(cluster, leader);
+            }
+            Fault::Wipe(node) => {
+                cluster.kill9(node);
+                cluster.wipe(node);
+                self.rest(0..1000);
+                cluster.start_node(node);
             }
         }
         cluster.wait_all();
         let took = self.began.elapsed().as_secs_f32() - at;
         println!("{at:6.1} s  {fault}; all nodes serve {took:.1} s later");
+    }
+
+    fn pause(&mut self, cluster: &Cluster, node: usize) {
+        cluster.pause(node);
+        self.rest(500..2500);
+        cluster.resume(node);
+    }
+
+    fn terminate(&mut self, cluster: &mut Cluster, node: usize) {
+        let status = cluster.terminate(node);
+        assert!(status.success(), "node {node} stopped with {status}");
+        self.rest(0..1000);
+        cluster.start_node(node);
     }
 
     fn kill(&mut self, cluster: &mut Cluster, nodes: &[usize], hsm_away: bool) {

@@ -66,6 +66,11 @@ fn behind_haproxy() {
         }
         assert!(history.counts.writes > 100, "{:?}", history.counts);
         assert!(
+            kill || (history.counts.failed, history.counts.unknown) == (0, 0),
+            "requests were lost although the leader left in order: {:?}",
+            history.counts
+        );
+        assert!(
             history.longest_gap() < Duration::from_secs(15),
             "writes went on only after {:?}",
             history.longest_gap()
