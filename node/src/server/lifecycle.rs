@@ -71,14 +71,23 @@ struct PendingInit {
 
 enum Stage {
     Empty,
-    Sealed {
-        identity: Identity,
-        bundle: SealBundle,
-        pending: Option<PendingInit>,
-        /// Already open, if something had to be read from them: opening replays the log, so once is enough.
-        stores: Option<Stores>,
-    },
+    Sealed(Box<SealedNode>),
     Stopped,
+}
+
+/// A member of a cluster whose keys are still wrapped.
+struct SealedNode {
+    identity: Identity,
+    bundle: SealBundle,
+    pending: Option<PendingInit>,
+    /// Already open, if something had to be read from them: opening replays the log, so once is enough.
+    stores: Option<Stores>,
+}
+
+impl From<SealedNode> for Stage {
+    fn from(node: SealedNode) -> Self {
+        Self::Sealed(Box::new(node))
+    }
 }
 
 /// Runs the node until `stop`.
@@ -91,27 +100,14 @@ pub(crate) async fn drive(
     loop {
         stage = match stage {
             Stage::Empty => uninitialized(&shared, &mut orders, &stop).await?,
-            Stage::Sealed {
-                identity,
-                bundle,
-                pending,
-                stores,
-            } => match unseal(&shared, &bundle, &mut orders, &stop).await {
+            Stage::Sealed(node) => match unseal(&shared, &node.bundle, &mut orders, &stop).await {
                 None => {
-                    if let Some(stores) = stores {
+                    if let Some(stores) = node.stores {
                         stores.close().await;
                     }
                     Stage::Stopped
                 }
-                Some(keyring) => {
-                    let node = Unsealing {
-                        identity,
-                        bundle,
-                        keyring,
-                        stores,
-                    };
-                    run(&shared, node, pending, &mut orders, &stop).await?
-                }
+                Some(keyring) => run(&shared, *node, keyring, &mut orders, &stop).await?,
             },
             Stage::Stopped => return Ok(()),
         };
@@ -141,12 +137,13 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
     let bundle =
         SealBundle::newest(dir, &stores.state()).map_err(|error| unusable(chain(&error)))?;
     if let Some(bundle) = bundle {
-        return Ok(Stage::Sealed {
+        return Ok(SealedNode {
             identity,
             bundle,
             pending: None,
             stores: Some(stores),
-        });
+        }
+        .into());
     }
     // An identity without seal data: an init was cut off. Its log tells whether it had finished.
     let half = init::solo(&shared.config, identity.clone(), stores)
@@ -161,12 +158,13 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
             tracing::info!(
                 "an initialisation that had been cut off after its last step is complete"
             );
-            Ok(Stage::Sealed {
+            Ok(SealedNode {
                 identity,
                 bundle,
                 pending: None,
                 stores: None,
-            })
+            }
+            .into())
         }
     }
 }
@@ -212,12 +210,13 @@ async fn uninitialized(
         match outcome {
             Ok((identity, bundle)) => {
                 tracing::info!(raft_id = identity.raft_id, "joined the cluster");
-                return Ok(Stage::Sealed {
+                return Ok(SealedNode {
                     identity,
                     bundle,
                     pending: None,
                     stores: None,
-                });
+                }
+                .into());
             }
             Err(why) => {
                 let why = format!("joining: {}", chain(&why));
@@ -369,12 +368,15 @@ async fn initialise(
     match made {
         Ok((result, identity, bundle)) => {
             tracing::info!("the cluster is initialized");
-            Some(Stage::Sealed {
-                identity,
-                bundle,
-                pending: Some(PendingInit { reply, result }),
-                stores: None,
-            })
+            Some(
+                SealedNode {
+                    identity,
+                    bundle,
+                    pending: Some(PendingInit { reply, result }),
+                    stores: None,
+                }
+                .into(),
+            )
         }
         Err(error) => {
             tracing::warn!(error = %chain(&error), "initialization did not succeed");
@@ -472,25 +474,21 @@ async fn refuse(orders: &mut mpsc::Receiver<Order>) {
     }
 }
 
-/// What a node that has its keys starts Raft with.
-struct Unsealing {
-    identity: Identity,
-    bundle: SealBundle,
-    keyring: Keyring,
-    stores: Option<Stores>,
-}
-
 /// Runs Raft and serves until told to stop or until storage fails.
 async fn run(
     shared: &Arc<Shared>,
-    mut node: Unsealing,
-    pending: Option<PendingInit>,
+    node: SealedNode,
+    keyring: Keyring,
     orders: &mut mpsc::Receiver<Order>,
     stop: &CancellationToken,
 ) -> Result<Stage, FatalError> {
-    let (identity, bundle) = (node.identity.clone(), node.bundle.clone());
-    let stores = node.stores.take();
-    let running = match start(shared, node, stores, stop).await {
+    let SealedNode {
+        identity,
+        bundle,
+        pending,
+        stores,
+    } = node;
+    let running = match start(shared, &identity, &bundle, keyring, stores, stop).await {
         Ok(running) => running,
         Err(StartError::Fatal(error)) => return Err(error),
         Err(StartError::Again { why, stores }) => {
@@ -500,12 +498,13 @@ async fn run(
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(super::jittered(LONGEST_PAUSE)) => {}
             }
-            return Ok(Stage::Sealed {
+            return Ok(SealedNode {
                 identity,
                 bundle,
                 pending,
                 stores,
-            });
+            }
+            .into());
         }
     };
     shared.set_phase(Phase::Unsealed(Arc::clone(&running)));
@@ -605,19 +604,15 @@ async fn cluster_port(
 
 async fn start(
     shared: &Arc<Shared>,
-    node: Unsealing,
+    identity: &Identity,
+    bundle: &SealBundle,
+    keyring: Keyring,
     stores: Option<Stores>,
     stop: &CancellationToken,
 ) -> Result<Arc<Running>, StartError> {
-    let Unsealing {
-        identity,
-        bundle,
-        keyring,
-        ..
-    } = node;
     let config = &shared.config;
     let prepared = match (
-        cluster_port(config, &identity, &keyring).await,
+        cluster_port(config, identity, &keyring).await,
         JoinGate::new(),
     ) {
         (Ok(port), Ok(gate)) => Ok((port, gate)),
@@ -643,7 +638,7 @@ async fn start(
     };
     let stores = match stores {
         Some(stores) => stores,
-        None => super::open_stores(dir, &identity)
+        None => super::open_stores(dir, identity)
             .await
             .map_err(|error| unusable(chain(&error)))?,
     };
@@ -660,7 +655,7 @@ async fn start(
         raft: raft.clone(),
         cluster_id: identity.cluster_id,
         cluster_name: cluster.name.clone(),
-        bundle,
+        bundle: bundle.clone(),
         forwarder: Arc::new(Forwarder::new(raft.clone())),
         gate,
         core: ArcSwapOption::empty(),
