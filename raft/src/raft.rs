@@ -152,6 +152,8 @@ pub(crate) struct Inner {
     pub(crate) leader_since_ms: Arc<AtomicU64>,
     pub(crate) in_flight: Semaphore,
     pub(crate) tasks: TaskTracker,
+    /// openraft's part of the stores' users.
+    pub(crate) users: TaskTracker,
     pub(crate) closing: CancellationToken,
     pub(crate) lock: Mutex<Option<DirLock>>,
     pub(crate) closed: tokio::sync::Mutex<bool>,
@@ -461,14 +463,11 @@ impl Raft {
         }
         // Peers first: nothing new comes in.
         self.0.closing.cancel();
-        self.0.tasks.close();
+        wait(&self.0.tasks, "connections").await;
         if let Err(error) = self.0.services.core.shutdown().await {
             tracing::error!(%error, "stopping Raft failed");
         }
-        let rest = tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await;
-        if rest.is_err() {
-            tracing::warn!("some connections did not end in time");
-        }
+        wait(&self.0.users, "applying").await;
         // Last, when nobody writes any more.
         let (state, log) = (Arc::clone(&self.0.state), self.0.log.clone());
         let closing = tokio::task::spawn_blocking(move || {
@@ -479,6 +478,15 @@ impl Raft {
             tracing::error!(%error, "closing the stores failed");
         }
         drop(lock(&self.0.lock).take());
+    }
+}
+
+/// Waits a bounded time for everything tracked to end.
+async fn wait(tracker: &TaskTracker, what: &str) {
+    tracker.close();
+    let ended = tokio::time::timeout(Duration::from_secs(5), tracker.wait()).await;
+    if ended.is_err() {
+        tracing::warn!("{what} did not end in time");
     }
 }
 

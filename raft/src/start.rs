@@ -130,7 +130,8 @@ pub(crate) async fn start(
             closing.clone(),
         ))
     });
-    let machine = Machine::new(Arc::clone(&stores.state), stores.log.clone());
+    let users = TaskTracker::new();
+    let machine = Machine::new(Arc::clone(&stores.state), stores.log.clone()).tracked(&users);
     let created = Core::new(
         raft_id,
         Arc::new(config),
@@ -157,6 +158,7 @@ pub(crate) async fn start(
         leader_since_ms: Arc::clone(&leader_since_ms),
         in_flight: Semaphore::new(ADMISSION),
         tasks: tasks.clone(),
+        users,
         closing: closing.clone(),
         lock: Mutex::new(Some(stores.lock)),
         closed: tokio::sync::Mutex::new(false),

@@ -14,6 +14,8 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+
 use super::{
     DbView, State,
     apply::Changes,
@@ -37,11 +39,23 @@ type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>;
 pub(crate) struct Machine {
     state: Arc<State>,
     log: LogStore,
+    /// Tells, by being dropped, that openraft will not use the stores any more.
+    _in_use: Option<TaskTrackerToken>,
 }
 
 impl Machine {
     pub(crate) fn new(state: Arc<State>, log: LogStore) -> Self {
-        Self { state, log }
+        Self {
+            state,
+            log,
+            _in_use: None,
+        }
+    }
+
+    /// Counts as one of `users` until openraft drops it.
+    pub(crate) fn tracked(mut self, users: &TaskTracker) -> Self {
+        self._in_use = Some(users.token());
+        self
     }
 
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {

@@ -1,8 +1,14 @@
 //! A leader that freezes, a follower behind a dead network.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use strongroom_raft::Identity;
+use strongroom_raft::{Identity, ProposeError, Raft};
 use tokio::{net::TcpListener, runtime::Runtime};
 
 use crate::harness::{CLUSTER, Cluster, Relay, info, local, put, read, soon};
@@ -176,5 +182,117 @@ async fn a_follower_behind_a_dead_network_catches_up_when_it_is_back() {
         term <= 2,
         "the dead follower disturbed the others: term {term}"
     );
+    cluster.shutdown().await;
+}
+
+/// Writes unique keys one after the other until told to stop; gives the number of acknowledged ones.
+async fn write_through_everything(
+    writer: u8,
+    nodes: Arc<Mutex<Vec<Raft>>>,
+    stop: Arc<AtomicBool>,
+) -> u32 {
+    let mut done = 0u32;
+    while !stop.load(Ordering::SeqCst) {
+        let mut command = put(&format!("{writer}/{done}"), "v");
+        command.request_id = [writer; 16];
+        command.request_id[..4].copy_from_slice(&done.to_be_bytes());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            assert!(Instant::now() < deadline, "no progress for 20 seconds");
+            let leader = {
+                let nodes = nodes.lock().unwrap();
+                nodes
+                    .iter()
+                    .find(|raft| raft.status().is_ready_leader)
+                    .cloned()
+            };
+            let Some(leader) = leader else {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            let limit = Instant::now() + Duration::from_secs(1);
+            match leader.propose(command.clone(), limit).await {
+                Ok(applied) => {
+                    assert!(applied.is_applied());
+                    break;
+                }
+                // Nothing was written, or perhaps it was: the request id makes both safe to send again.
+                Err(
+                    ProposeError::NotLeader { .. }
+                    | ProposeError::NoQuorum
+                    | ProposeError::Busy
+                    | ProposeError::Unknown,
+                ) => tokio::time::sleep(Duration::from_millis(10)).await,
+                // A node that is being stopped.
+                Err(ProposeError::Fatal(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        done += 1;
+    }
+    done
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_write_is_applied_once_through_restarts_and_hand_overs() {
+    let mut cluster = Cluster::of_three().await;
+    let rafts = |cluster: &Cluster| -> Vec<Raft> {
+        cluster.nodes.iter().map(|node| node.raft.clone()).collect()
+    };
+    let nodes = Arc::new(Mutex::new(rafts(&cluster)));
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (1..=4)
+        .map(|writer| {
+            let (nodes, stop) = (Arc::clone(&nodes), Arc::clone(&stop));
+            tokio::spawn(write_through_everything(writer, nodes, stop))
+        })
+        .collect();
+    for round in 0..5 {
+        let leader = cluster.leader().await;
+        match round % 3 {
+            // The leader goes without a word, while writes are under way.
+            0 => {
+                let stopped = cluster.stop(leader).await;
+                *nodes.lock().unwrap() = rafts(&cluster);
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                cluster.restart(stopped).await;
+            }
+            1 => {
+                let handed = cluster.nodes[leader]
+                    .raft
+                    .transfer_leader(None, soon())
+                    .await;
+                // Somebody may have been too far behind just then.
+                drop(handed);
+            }
+            _ => {
+                let stopped = cluster.stop((leader + 1) % 3).await;
+                *nodes.lock().unwrap() = rafts(&cluster);
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                cluster.restart(stopped).await;
+            }
+        }
+        *nodes.lock().unwrap() = rafts(&cluster);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let mut acknowledged = Vec::new();
+    for writer in writers {
+        acknowledged.push(writer.await.unwrap());
+    }
+    let total = u64::from(acknowledged.iter().sum::<u32>());
+    eprintln!("{total} writes");
+    for node in &cluster.nodes {
+        let index = node.raft.read_index(soon()).await.unwrap();
+        node.raft.wait_applied(index, soon()).await.unwrap();
+        for (writer, done) in (1..).zip(&acknowledged) {
+            for number in 0..*done {
+                let key = format!("{writer}/{number}");
+                assert!(local(node, &key).is_some(), "{key} is gone");
+            }
+        }
+        // A second copy of any of them would count.
+        assert_eq!(node.raft.state().put_count(), total);
+    }
     cluster.shutdown().await;
 }
