@@ -72,6 +72,8 @@ pub struct NodeConfig {
     pub generate_key: bool,
     /// Addresses of `retry_join` blocks.
     pub retry_join: Vec<String>,
+    /// `log_level`.
+    pub log_level: &'static str,
     /// Written at the end, as it is.
     pub extra: String,
     /// Environment of the process, besides the HSM's.
@@ -87,6 +89,7 @@ impl NodeConfig {
             pin,
             key_label,
             generate_key,
+            log_level,
             extra,
             ..
         } = self;
@@ -107,7 +110,7 @@ impl NodeConfig {
 api_addr      = "https://127.0.0.1:{api_port}"
 cluster_addr  = "https://127.0.0.1:{cluster_port}"
 disable_mlock = true
-log_level     = "info"
+log_level     = "{log_level}"
 
 listener "tcp" {{
   address         = "127.0.0.1:{api_port}"
@@ -263,6 +266,7 @@ impl Cluster {
             key_label: KEY_LABEL.to_owned(),
             generate_key: false,
             retry_join: (1..number).map(|other| self.url(other)).collect(),
+            log_level: "info",
             extra: String::new(),
             environment: Vec::new(),
         };

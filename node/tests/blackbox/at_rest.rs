@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 use strongroom_jepsen_tests::{
-    Cluster,
+    Cluster, Options,
     cluster::write,
     hsm::{KEY_LABEL, PIN},
 };
@@ -96,7 +96,16 @@ fn inspect(cluster: &Cluster, node: usize) -> Vec<Value> {
 
 #[test]
 fn nothing_readable_is_on_any_disk() {
-    let mut cluster = Cluster::start(3, BINARY);
+    let mut cluster = Cluster::prepare(&Options {
+        binary: BINARY.into(),
+        nodes: 3,
+        key_made_before: true,
+    });
+    for node in 1..=3 {
+        // Whatever is asked of the log, it holds no secret either.
+        cluster.configure(node, |config| config.log_level = "trace");
+        cluster.start_node(node);
+    }
     let init = cluster.init();
     cluster.wait_all();
     for (mount, seal_wrap) in MOUNTS {
@@ -120,6 +129,7 @@ fn nothing_readable_is_on_any_disk() {
             &"x".repeat(1000),
         );
     }
+    requests_that_fail(&cluster);
     let mut texts = vec![
         ("a value", VALUE.to_owned()),
         ("the name of a secret", NAME.to_owned()),
@@ -157,6 +167,11 @@ fn nothing_readable_is_on_any_disk() {
     assert!(
         found,
         "the seal configuration is not where it was looked for"
+    );
+    let log = cluster.log_text(1);
+    assert!(
+        log.contains("DEBUG") || log.contains("TRACE"),
+        "the log tells no details, so there was nothing to search"
     );
     assert_nowhere(&cluster, "running", &needles);
     no_core_dumps(&cluster);
@@ -232,6 +247,32 @@ fn wrapped_is_longer(rows: &[Value]) {
         "{barrier:?} {wrapped:?}"
     );
     assert!(wrapped[0] > barrier[0] + 50, "{barrier:?} {wrapped:?}");
+}
+
+/// Mistakes are what gets logged: each of these carries a secret.
+fn requests_that_fail(cluster: &Cluster) {
+    let path = format!("{}/{FOLDER}/{NAME}", MOUNTS[0].0);
+    for node in 1..=3 {
+        let client = cluster.client(node);
+        let broken = format!("{{\"value\":\"{VALUE}\",");
+        let answers = [
+            client.request_bytes("PUT", format!("/v1/{path}").as_bytes(), broken.as_bytes()),
+            client.request_bytes("FOO", format!("/v1/{path}").as_bytes(), VALUE.as_bytes()),
+            client.request_bytes("GET", format!("/v1/{NAME}/{VALUE}").as_bytes(), b""),
+            client.request_bytes("GET", format!("/v1/{path}/%2e%2e/x").as_bytes(), b""),
+            cluster
+                .anonymous(node)
+                .request("GET", &format!("/v1/{path}"), None),
+            cluster
+                .anonymous(node)
+                .with_token(VALUE)
+                .request("GET", &format!("/v1/{path}"), None),
+        ];
+        for answer in answers {
+            let status = answer.unwrap().status;
+            assert!((400..500).contains(&status), "{status}");
+        }
+    }
 }
 
 fn no_core_dumps(cluster: &Cluster) {

@@ -218,6 +218,7 @@ fn gets_the_answers_clients_know() {
         too_much(&client, &mut problems);
         not_utf8(&client, &mut problems);
         not_http(&client);
+        joiners(&cluster.anonymous(node), &mut problems);
     }
     assert!(
         problems.is_empty(),
@@ -340,6 +341,59 @@ fn not_utf8(client: &Client, problems: &mut Vec<String>) {
                 ));
             }
         }
+    }
+}
+
+/// Whoever wants to join needs no token: what comes in there comes from anybody.
+fn joiners(client: &Client, problems: &mut Vec<String>) {
+    let challenge = "sys/storage/raft/bootstrap/challenge";
+    let answer = "sys/storage/raft/bootstrap/answer";
+    let long = "n".repeat(300);
+    for (path, body) in [
+        (challenge, json!({})),
+        (challenge, json!({"server_id": ""})),
+        (challenge, json!({"server_id": long})),
+        (challenge, json!({"server_id": "a\nb"})),
+        (challenge, json!({"server_id": 7})),
+        (challenge, json!({"server_id": ["a"]})),
+        (answer, json!({})),
+        (
+            answer,
+            json!({"server_id": "x", "answer": "!", "nonce": "x", "cluster_addr": "x"}),
+        ),
+        (
+            answer,
+            json!({"server_id": "x", "answer": "AAAA", "nonce": "00.99999999999999999999", "cluster_addr": ""}),
+        ),
+        (
+            answer,
+            json!({"server_id": "x", "answer": "AAAA", "nonce": "00.1", "cluster_addr": "127.0.0.1:1"}),
+        ),
+        (
+            answer,
+            json!({"server_id": "x", "answer": "AAAA", "nonce": format!("00.{}", u64::MAX), "cluster_addr": "127.0.0.1:1"}),
+        ),
+    ] {
+        let got = client.put(path, &body);
+        if !(400..500).contains(&got.status) || got.errors().is_empty() {
+            problems.push(format!("{path} {body:.100}: {} {}", got.status, got.text()));
+        }
+    }
+    // Each costs the HSM something: too many are turned away, and everything else goes on.
+    let statuses: Vec<u16> = (0..40)
+        .map(|_| {
+            client
+                .put(challenge, &json!({"server_id": "again-and-again"}))
+                .status
+        })
+        .collect();
+    let turned_away = statuses.iter().filter(|status| **status == 429).count();
+    if turned_away == 0 || !statuses.iter().all(|status| matches!(status, 200 | 429)) {
+        problems.push(format!("40 challenges in a row: {statuses:?}"));
+    }
+    let health = client.get("sys/health?standbyok=true").status;
+    if health != 200 {
+        problems.push(format!("health after challenges: {health}"));
     }
 }
 

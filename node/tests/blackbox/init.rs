@@ -167,6 +167,35 @@ fn the_command_line_makes_the_key_and_others_join_with_it() {
     cluster.assert_logs_clean(&[STARTING, NODES_AWAY]);
 }
 
+/// A node that has not joined yet must not found a cluster of its own beside the one that is there.
+#[test]
+fn the_second_time_on_another_node() {
+    let mut cluster = Cluster::start(3, BINARY);
+    let request = json!({"recovery_shares": 1, "recovery_threshold": 1});
+    let asked: Vec<_> = (1..=3)
+        .map(|node| {
+            let (client, request) = (cluster.anonymous(node), request.clone());
+            thread::spawn(move || {
+                // One after the other, yet long before anybody can have joined.
+                thread::sleep(Duration::from_millis(400 * (node as u64 - 1)));
+                client.put("sys/init", &request)
+            })
+        })
+        .collect();
+    let answers: Vec<_> = asked
+        .into_iter()
+        .map(|asked| asked.join().unwrap())
+        .collect();
+    let first = answers[0].clone().expect(200).json();
+    for (at, answer) in answers.iter().enumerate().skip(1) {
+        assert_eq!(answer.status, 400, "node {}: {}", at + 1, answer.text());
+        assert_eq!(answer.errors(), ["Vault is already initialized"]);
+    }
+    cluster.keep_init(&first);
+    cluster.wait_all();
+    assert_eq!(cluster.servers(1).len(), 3);
+}
+
 /// Power goes at a random moment of init: afterwards there is a cluster that unseals itself, or nothing that hinders the
 /// next init. In both cases the HSM holds one key.
 #[test]

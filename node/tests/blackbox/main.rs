@@ -23,6 +23,7 @@ mod init;
 mod join;
 mod misconfigured;
 mod strangers;
+mod values;
 mod walkthrough;
 
 /// The binary under test.
