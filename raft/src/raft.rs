@@ -40,8 +40,8 @@ use crate::{
     net::{Dialer, IncomingStream},
     reads::ProbeError,
     reconcile,
-    services::{Services, age},
-    start,
+    services::{Services, age, known_leader},
+    start::{self, Timing},
     state::State,
     stores::{DirLock, Stores},
     types::{Metrics, PeerInfo},
@@ -92,7 +92,8 @@ pub struct Role {
     pub term: u64,
     /// The leader's Raft id, if known.
     pub leader: Option<u64>,
-    /// This node leads and has applied the first entry of its own term, so its state holds every earlier write.
+    /// This node leads, has applied the first entry of its own term, so that its state holds every earlier write, and its
+    /// quorum answers.
     pub is_ready_leader: bool,
 }
 
@@ -327,16 +328,17 @@ impl Raft {
         let since = self.0.leader_since_ms.load(Ordering::Relaxed);
         let applied = self.0.state.applied();
         let raft_id = self.0.options.identity.raft_id;
+        let timing = self.0.services.timing;
         self.0.services.metrics(|metrics| Status {
             raft_id,
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader: known_leader(metrics, timing),
             is_ready_leader: role.is_ready_leader && metrics.state.is_leader(),
             leader_since_ms: role.is_ready_leader.then_some(since),
             committed: committed(metrics).max(applied),
             applied,
             last_log: metrics.last_log_index.unwrap_or(0),
-            members: members(metrics),
+            members: members(metrics, timing),
             membership_index: metrics.membership_config.log_id().map_or(0, |id| id.index),
         })
     }
@@ -495,7 +497,8 @@ fn committed(metrics: &Metrics) -> u64 {
     known.map_or(0, |id| id.index)
 }
 
-fn members(metrics: &Metrics) -> Vec<MemberStatus> {
+fn members(metrics: &Metrics, timing: Timing) -> Vec<MemberStatus> {
+    let leader = known_leader(metrics, timing);
     let stored = &metrics.membership_config;
     let configs = stored.get_joint_config();
     let member = |(id, info): (&u64, &PeerInfo)| {
@@ -505,7 +508,7 @@ fn members(metrics: &Metrics) -> Vec<MemberStatus> {
             raft_id: *id,
             info: info.clone(),
             voter: configs.iter().all(|voters| voters.contains(id)),
-            leader: metrics.current_leader == Some(*id),
+            leader: leader == Some(*id),
             last_ack: acks
                 .and_then(|acks| acks.get(id).copied().flatten())
                 .filter(|_| *id != metrics.id)

@@ -152,8 +152,9 @@ impl Services {
         }
     }
 
+    /// The leader's Raft id, if known.
     pub(crate) fn leader(&self) -> Option<u64> {
-        self.metrics(|metrics| metrics.current_leader)
+        self.metrics(|metrics| known_leader(metrics, self.timing))
     }
 
     /// Tells the leader how this node is reached.
@@ -183,6 +184,24 @@ impl Services {
             ) => Err(MembershipError::NoQuorum),
         }
     }
+}
+
+/// The leader as far as this node can tell. Itself only while it does lead and its quorum answers: openraft goes on
+/// naming a node that has restarted, or that has lost its quorum.
+pub(crate) fn known_leader(metrics: &Metrics, timing: Timing) -> Option<u64> {
+    let leads = metrics.state.is_leader() && quorum_answers(metrics, timing);
+    metrics
+        .current_leader
+        .filter(|leader| *leader != metrics.id || leads)
+}
+
+/// Whether a leader's quorum has answered it lately; true as well before its first answer.
+pub(crate) fn quorum_answers(metrics: &Metrics, timing: Timing) -> bool {
+    let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
+    let heard = metrics
+        .last_quorum_acked
+        .is_none_or(|acked| age(&acked) < timing.election_max * 2);
+    alone || heard
 }
 
 /// Time since an instant of openraft's.

@@ -23,7 +23,7 @@ use crate::{
     net::{Dialer, Directory, Factory, Links, Server},
     raft::{ADMISSION, Inner, Options, Raft, Role, Transport},
     reconcile,
-    services::Services,
+    services::{Services, quorum_answers},
     state::{Machine, State},
     stores::Stores,
     types::{Core, PeerInfo},
@@ -233,8 +233,9 @@ impl Follow {
             drop(metrics.borrow_and_update());
             position.mark_unchanged();
             let role = self.take();
+            let leads = self.services.leads();
             // What is applied matters only while a leader waits for its first entry.
-            let waits = role.leader == Some(self.services.raft_id) && !role.is_ready_leader;
+            let waits = leads && !role.is_ready_leader;
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() {
                     return;
@@ -242,20 +243,28 @@ impl Follow {
                 changed = position.changed(), if waits => if changed.is_err() {
                     return;
                 },
+                // Losing the quorum is no event; it shows with time.
+                () = tokio::time::sleep(self.services.timing.heartbeat * 2), if leads => {}
             }
         }
     }
 
     fn take(&self) -> Role {
         let applied = self.state.position().borrow().applied;
+        let own = self.services.raft_id;
+        let timing = self.services.timing;
+        let heard = self
+            .services
+            .metrics(|metrics| quorum_answers(metrics, timing));
+        // The same watch as the one waited for: openraft updates one after the other.
         let receiver = self.services.core.server_metrics();
         let (role, members) = {
             let metrics = receiver.borrow_watched();
-            let leads = metrics.state.is_leader();
+            let leads = metrics.state.is_leader() && heard;
             let own_entry = applied.is_some_and(|id| id.leader_id == metrics.vote.leader_id);
             let role = Role {
                 term: metrics.vote.leader_id.term,
-                leader: metrics.current_leader,
+                leader: metrics.current_leader.filter(|id| *id != own || leads),
                 is_ready_leader: leads && metrics.vote.committed && own_entry,
             };
             let members: BTreeMap<u64, PeerInfo> = metrics

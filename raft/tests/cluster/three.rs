@@ -125,6 +125,13 @@ async fn without_a_quorum_nothing_is_acknowledged_or_read() {
         "{write:?}"
     );
     assert_eq!(local(node, "k").as_deref(), Some("v"));
+    // It does not go on calling itself the leader either.
+    cluster
+        .until("the lone leader to notice", |c| {
+            let status = c.nodes[0].raft.status();
+            status.leader.is_none() && !status.is_ready_leader
+        })
+        .await;
     cluster.shutdown().await;
 }
 
