@@ -255,10 +255,17 @@ impl Server {
             let held = whole.len().div_ceil(1024);
             whole.extend_from_slice(&data);
             let more = u32::try_from(whole.len().div_ceil(1024) - held).unwrap_or(u32::MAX);
+            // A client may send its body byte by byte: permits must not cost more than what they stand for.
+            if more == 0 {
+                continue;
+            }
             let permit = self.memory.try_acquire_many(more).map_err(|_| {
                 ApiError::Unavailable("too many large requests at once; try again".to_owned())
             })?;
-            memory.push(permit);
+            match memory.first_mut() {
+                Some(held) => held.merge(permit),
+                None => memory.push(permit),
+            }
         }
         Ok(whole.freeze())
     }

@@ -19,6 +19,11 @@ pub(crate) fn write_atomically(dir: &Path, name: &str, content: &[u8]) -> std::i
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&temporary, dir.join(name))?;
+    sync_dir(dir)
+}
+
+/// Makes what was created, renamed or removed in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> std::io::Result<()> {
     File::open(dir)?.sync_all()
 }
 

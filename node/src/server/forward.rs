@@ -44,6 +44,8 @@ pub(crate) struct Forwarder {
     own_id: u64,
     pool: Mutex<HashMap<(u64, usize), Sender>>,
     next: AtomicUsize,
+    /// Held while connecting: after a fail-over a thousand waiting requests need one connection, not a thousand.
+    connecting: tokio::sync::Mutex<()>,
 }
 
 impl Forwarder {
@@ -53,6 +55,7 @@ impl Forwarder {
             raft,
             pool: Mutex::default(),
             next: AtomicUsize::new(0),
+            connecting: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -139,19 +142,18 @@ impl Forwarder {
         .await;
         match answer {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(attempt)) => {
-                self.forget(slot);
-                Err(attempt)
-            }
+            // A connection that broke says so itself and is replaced by the next request.
+            Ok(Err(attempt)) => Err(attempt),
             Err(_elapsed) => Err(Attempt::Unknown("no answer in time".to_owned())),
         }
     }
 
     async fn connection(&self, slot: (u64, usize)) -> Result<Sender, String> {
-        let existing = self.lock().get(&slot).cloned();
-        if let Some(sender) = existing
-            && !sender.is_closed()
-        {
+        if let Some(sender) = self.open(slot) {
+            return Ok(sender);
+        }
+        let _one_at_a_time = self.connecting.lock().await;
+        if let Some(sender) = self.open(slot) {
             return Ok(sender);
         }
         let stream = self
@@ -178,8 +180,9 @@ impl Forwarder {
         Ok(sender)
     }
 
-    fn forget(&self, slot: (u64, usize)) {
-        self.lock().remove(&slot);
+    fn open(&self, slot: (u64, usize)) -> Option<Sender> {
+        let existing = self.lock().get(&slot).cloned();
+        existing.filter(|sender| !sender.is_closed())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, usize), Sender>> {

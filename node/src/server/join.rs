@@ -11,7 +11,7 @@
 //! - Challenges cost an HSM operation without authentication, so they are rate-limited.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use strongroom_api::ports::{AnswerRequest, Challenge, ChallengeRequest, JoinErro
 use strongroom_raft::{Identity, PeerInfo, Raft, Status};
 use strongroom_seal::{config::SealConfig, hsm::Hsm, secret::SecretBytes};
 
-use super::{bundle::SealBundle, chain};
+use super::{bundle::SealBundle, chain, files};
 use crate::{clock, config::Config};
 
 /// Context of the HSM-wrapped challenge; also keeps it from being mistaken for any stored value.
@@ -32,7 +32,11 @@ const CHALLENGE_LIFETIME_MS: u64 = 60_000;
 const RATE: f64 = 5.0;
 const BURST: f64 = 10.0;
 /// A member of the same name that was heard within this time is alive: two nodes were given one name.
-const ALIVE: Duration = Duration::from_secs(3);
+const ALIVE: Duration = Duration::from_secs(60);
+/// A leader that has led for less knows nothing of members it has not heard of, milliseconds.
+const NEW_LEADER_MS: u64 = 60_000;
+/// Written by `raft`; it makes a directory a member's.
+const IDENTITY_FILE: &str = "node.json";
 /// Longest `node_id`, bytes.
 const MAX_NAME: usize = 256;
 
@@ -172,8 +176,12 @@ pub(crate) async fn admit(
 
 fn refuse_name_in_use(status: &Status, request: &AnswerRequest) -> Result<(), JoinError> {
     let in_use = status.members.iter().find(|member| {
-        let alive =
-            member.raft_id == status.raft_id || member.last_ack.is_some_and(|age| age < ALIVE);
+        // A new leader has heard of nobody yet: that is no sign of death.
+        let just_elected = status
+            .leader_since_ms
+            .is_none_or(|since| clock::now_ms() < since.saturating_add(NEW_LEADER_MS));
+        let alive = member.raft_id == status.raft_id
+            || member.last_ack.map_or(just_elected, |age| age < ALIVE);
         // The same address cannot be held by two live nodes: that one was wiped and came back.
         alive
             && member.info.name == request.server_id
@@ -302,6 +310,8 @@ pub(crate) async fn finish(
 ) -> Result<(Identity, SealBundle), JoinError> {
     let Opened { target, answer } = opened;
     let failed = |error: &dyn std::error::Error| JoinError::Failed(chain(error));
+    // Before the leader gives out an id: what is left of an init would refuse the new identity afterwards.
+    discard_half_initialised(dir).map_err(|e| failed(&e))?;
     let grant: JoinGrant = put(&target, "answer", &answer).await?;
     let mut cluster_id = [0; 16];
     hex::decode_to_slice(&grant.cluster_id, &mut cluster_id).map_err(|e| failed(&e))?;
@@ -314,23 +324,27 @@ pub(crate) async fn finish(
         raft_id: grant.raft_id,
         name: answer.server_id,
     };
-    discard_half_initialised(dir).map_err(|e| failed(&e))?;
     bundle.save(dir).map_err(|e| failed(&e))?;
     identity.save(dir).map_err(|e| failed(&e))?;
     Ok((identity, bundle))
 }
 
-/// Removes what an init that was cut off left behind: nothing in it was ever acknowledged.
+/// Removes what an init that was cut off left behind: nothing in it was ever acknowledged. The identity goes first, so
+/// that a crash in between leaves an empty node, not one with an identity and no data.
 fn discard_half_initialised(dir: &Path) -> std::io::Result<()> {
+    let gone = |removed: std::io::Result<()>| match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    };
+    let mut any = gone(std::fs::remove_file(dir.join(IDENTITY_FILE)))?;
+    files::sync_dir(dir)?;
     for name in ["raft", "state"] {
-        let path: PathBuf = dir.join(name);
-        match std::fs::remove_dir_all(&path) {
-            Ok(()) => {
-                tracing::info!("removed the data of an initialisation that was never finished")
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+        any |= gone(std::fs::remove_dir_all(dir.join(name)))?;
+    }
+    files::sync_dir(dir)?;
+    if any {
+        tracing::info!("removed the data of an initialisation that was never finished");
     }
     Ok(())
 }

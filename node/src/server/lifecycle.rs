@@ -53,6 +53,10 @@ pub(crate) enum FatalError {
 /// First and longest pause between attempts to unseal or to join.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Nodes to join that are tried in turn: each that does not answer costs seconds of a round.
+const MAX_TARGETS: usize = 16;
+/// Closing the stores takes longer only on a disk that hangs.
+const CLOSE: Duration = Duration::from_secs(20);
 /// Pause between rounds over the `retry_join` targets.
 const JOIN_PAUSE: Duration = Duration::from_millis(1500);
 /// Requests are still taken this long after health has turned unhealthy: two checks of a load balancer that looks every
@@ -63,7 +67,7 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 
 type InitReply = oneshot::Sender<Result<InitResult, InitError>>;
 
-/// A finished init whose result waits for the node to serve.
+/// A finished init whose result waits for the node to serve. Independent of the stages: it is answered in any case.
 struct PendingInit {
     reply: InitReply,
     result: InitResult,
@@ -79,7 +83,6 @@ enum Stage {
 struct SealedNode {
     identity: Identity,
     bundle: SealBundle,
-    pending: Option<PendingInit>,
     /// Already open, if something had to be read from them: opening replays the log, so once is enough.
     stores: Option<Stores>,
 }
@@ -140,7 +143,6 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
         return Ok(SealedNode {
             identity,
             bundle,
-            pending: None,
             stores: Some(stores),
         }
         .into());
@@ -161,7 +163,6 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
             Ok(SealedNode {
                 identity,
                 bundle,
-                pending: None,
                 stores: None,
             }
             .into())
@@ -213,7 +214,6 @@ async fn uninitialized(
                 return Ok(SealedNode {
                     identity,
                     bundle,
-                    pending: None,
                     stores: None,
                 }
                 .into());
@@ -272,7 +272,17 @@ async fn ordered_join(
         }
     };
     if retry {
-        retrying.push((target, non_voter));
+        let known = retrying
+            .iter()
+            .any(|(other, _)| other.address == target.address);
+        if !known && retrying.len() >= MAX_TARGETS {
+            let why = format!("{MAX_TARGETS} nodes to join are being tried already");
+            answer(reply, Err(JoinError::BadRequest(why.clone())));
+            return Err(JoinError::BadRequest(why));
+        }
+        if !known {
+            retrying.push((target, non_voter));
+        }
         answer(reply, Ok(false));
         return Err(JoinError::Unavailable(
             "the node asked for has not been tried yet".to_owned(),
@@ -368,11 +378,14 @@ async fn initialise(
     match made {
         Ok((result, identity, bundle)) => {
             tracing::info!("the cluster is initialized");
+            tokio::spawn(answer_init(
+                Arc::clone(shared),
+                PendingInit { reply, result },
+            ));
             Some(
                 SealedNode {
                     identity,
                     bundle,
-                    pending: Some(PendingInit { reply, result }),
                     stores: None,
                 }
                 .into(),
@@ -485,7 +498,6 @@ async fn run(
     let SealedNode {
         identity,
         bundle,
-        pending,
         stores,
     } = node;
     let running = match start(shared, &identity, &bundle, keyring, stores, stop).await {
@@ -501,7 +513,6 @@ async fn run(
             return Ok(SealedNode {
                 identity,
                 bundle,
-                pending,
                 stores,
             }
             .into());
@@ -515,9 +526,6 @@ async fn run(
             .clone()
             .run_until_cancelled_owned(announce(running.raft.clone(), own_info(shared))),
     );
-    if let Some(pending) = pending {
-        tokio::spawn(answer_init(Arc::clone(&running), pending));
-    }
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(Stage::Stopped),
         () = refuse(orders) => Ok(Stage::Stopped),
@@ -553,9 +561,19 @@ pub(crate) async fn leave(shared: &Shared) {
 pub(crate) async fn close(shared: &Shared) {
     if let Some(running) = shared.running() {
         running.core.store(None);
-        running.raft.shutdown().await;
+        if tokio::time::timeout(CLOSE, running.raft.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::error!("the stores did not close in time; the next start replays their log");
+        }
     }
-    shared.hsm.shutdown().await;
+    if tokio::time::timeout(CLOSE, shared.hsm.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("the HSM did not close in time");
+    }
 }
 
 /// Gives leadership away before the node leaves, so that nobody waits for an election.
@@ -692,13 +710,16 @@ async fn publish_core(running: Arc<Running>, core: Arc<Core>) {
     tracing::info!("the node serves");
 }
 
-/// Gives out the result of an init as soon as the node serves.
-async fn answer_init(running: Arc<Running>, pending: PendingInit) {
+/// Gives out the result of an init as soon as the node serves, or after [`INIT_GRACE`] whatever keeps it from serving:
+/// the keys exist by then and are nowhere else.
+async fn answer_init(shared: Arc<Shared>, pending: PendingInit) {
     let deadline = Instant::now() + INIT_GRACE;
-    while Instant::now() < deadline {
-        if running.core.load().is_some() && running.raft.status().is_ready_leader {
-            break;
-        }
+    let serves = |shared: &Shared| {
+        shared.running().is_some_and(|running| {
+            running.core.load().is_some() && running.raft.watch().borrow().is_ready_leader
+        })
+    };
+    while Instant::now() < deadline && !serves(&shared) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     if pending.reply.send(Ok(pending.result)).is_err() {

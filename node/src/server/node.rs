@@ -297,4 +297,4 @@ impl NodePort {
 }
 
 /// How long the answer to an init waits for the node to serve; the keys exist by then, so it is given in any case.
-pub(crate) const INIT_GRACE: Duration = Duration::from_secs(20);
+pub(crate) const INIT_GRACE: Duration = Duration::from_secs(10);
