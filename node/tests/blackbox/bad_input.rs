@@ -289,11 +289,12 @@ fn bad_tokens(client: &Client, problems: &mut Vec<String>) {
 
 fn too_much(client: &Client, problems: &mut Vec<String>) {
     let body = format!("{{\"a\":\"{}\"}}", "a".repeat(33 << 20));
-    let answer = client
-        .request_bytes("PUT", b"/v1/kv/a", body.as_bytes())
-        .unwrap();
-    if answer.status != 413 {
-        problems.push(format!("33 MiB: {} {}", answer.status, answer.text()));
+    // The server may close while we still send; the answer can be lost with the connection, but not every time.
+    let answers = (0..5).map(|_| client.request_bytes("PUT", b"/v1/kv/a", body.as_bytes()));
+    match answers.flatten().next() {
+        Some(answer) if answer.status == 413 => {}
+        Some(answer) => problems.push(format!("33 MiB: {} {}", answer.status, answer.text())),
+        None => problems.push("33 MiB: never an answer".to_owned()),
     }
     let strings: serde_json::Map<_, _> = (0..2000).map(|n| (format!("k{n}"), json!("v"))).collect();
     let answer = client.put("kv/a", &strings.into());
