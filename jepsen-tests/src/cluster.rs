@@ -15,9 +15,12 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod ask;
+
+pub use self::ask::{read, write};
+pub use crate::config::NodeConfig;
 use crate::{
-    cli::{self, Output},
-    client::{Client, Response},
+    cli,
     hsm::{KEY_LABEL, PIN, TOKEN_LABEL, Token},
     logs,
     machine::{self, Turn, free_port, softhsm_module, wait_for},
@@ -47,99 +50,6 @@ pub struct Init {
     pub recovery_keys: Vec<String>,
     /// The root token.
     pub root_token: String,
-}
-
-/// What is in a node's configuration file.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// `node_id`.
-    pub name: String,
-    /// Port of the API.
-    pub api_port: u16,
-    /// Port for other nodes.
-    pub cluster_port: u16,
-    /// `lib` of the seal.
-    pub lib: PathBuf,
-    /// `token_label` of the seal; not written when a slot is given.
-    pub token_label: String,
-    /// `slot` of the seal.
-    pub slot: Option<String>,
-    /// `pin` of the seal, a reference or the PIN itself.
-    pub pin: String,
-    /// `key_label` of the seal.
-    pub key_label: String,
-    /// `generate_key` of the seal.
-    pub generate_key: bool,
-    /// Addresses of `retry_join` blocks.
-    pub retry_join: Vec<String>,
-    /// `log_level`.
-    pub log_level: &'static str,
-    /// Written at the end, as it is.
-    pub extra: String,
-    /// Environment of the process, besides the HSM's.
-    pub environment: Vec<(String, String)>,
-}
-
-impl NodeConfig {
-    fn hcl(&self, data: &Path, tls: &Tls) -> String {
-        let Self {
-            name,
-            api_port,
-            cluster_port,
-            pin,
-            key_label,
-            generate_key,
-            log_level,
-            extra,
-            ..
-        } = self;
-        let token = match &self.slot {
-            Some(slot) => format!("slot = \"{slot}\""),
-            None => format!("token_label = \"{}\"", self.token_label),
-        };
-        let ca = tls.ca_file.display();
-        let joins: String = self
-            .retry_join
-            .iter()
-            .map(|address| {
-                format!("  retry_join {{\n    leader_api_addr = \"{address}\"\n    leader_ca_cert_file = \"{ca}\"\n  }}\n")
-            })
-            .collect();
-        format!(
-            r#"cluster_name  = "strongroom-test"
-api_addr      = "https://127.0.0.1:{api_port}"
-cluster_addr  = "https://127.0.0.1:{cluster_port}"
-disable_mlock = true
-log_level     = "{log_level}"
-
-listener "tcp" {{
-  address         = "127.0.0.1:{api_port}"
-  cluster_address = "127.0.0.1:{cluster_port}"
-  tls_cert_file   = "{cert}"
-  tls_key_file    = "{key}"
-}}
-
-seal "pkcs11" {{
-  lib          = "{lib}"
-  {token}
-  pin          = "{pin}"
-  key_label    = "{key_label}"
-  generate_key = "{generate_key}"
-}}
-
-storage "raft" {{
-  path                   = "{data}"
-  node_id                = "{name}"
-  performance_multiplier = 1
-{joins}}}
-{extra}
-"#,
-            cert = tls.cert_file.display(),
-            key = tls.key_file.display(),
-            lib = self.lib.display(),
-            data = data.display(),
-        )
-    }
 }
 
 #[derive(Debug)]
@@ -574,67 +484,6 @@ impl Cluster {
         found.expect("a follower")
     }
 
-    // ---- asking -----------------------------------------------------------------------------------------------------
-
-    /// A client without a token.
-    #[must_use]
-    pub fn anonymous(&self, number: usize) -> Client {
-        Client::new(self.api_socket(number), self.tls.client.clone())
-    }
-
-    /// A client with the root token.
-    ///
-    /// # Panics
-    /// Before init.
-    #[must_use]
-    pub fn client(&self, number: usize) -> Client {
-        self.anonymous(number)
-            .with_token(self.root_token().expect("an initialised cluster"))
-    }
-
-    /// Runs `strongroom ARGS…` against a node.
-    #[must_use]
-    pub fn strongroom(&self, number: usize, args: &[&str]) -> Output {
-        self.strongroom_stdin(number, args, "")
-    }
-
-    /// As [`Cluster::strongroom`], with something on its standard input.
-    #[must_use]
-    pub fn strongroom_stdin(&self, number: usize, args: &[&str], stdin: &str) -> Output {
-        self.command(&self.binary, "STRONGROOM", number, args, stdin)
-    }
-
-    /// Runs `bao ARGS…` against a node.
-    #[must_use]
-    pub fn bao(&self, number: usize, args: &[&str]) -> Output {
-        self.command(&machine::bao(), "BAO", number, args, "")
-    }
-
-    /// Runs a Python script with hvac against a node (`VAULT_ADDR`, `VAULT_TOKEN`, `VAULT_CACERT`).
-    #[must_use]
-    pub fn python(&self, number: usize, script: &Path) -> Output {
-        let script = script.display().to_string();
-        self.command(&machine::python(), "VAULT", number, &[&script], "")
-    }
-
-    fn command(
-        &self,
-        program: &Path,
-        prefix: &str,
-        number: usize,
-        args: &[&str],
-        stdin: &str,
-    ) -> Output {
-        let mut command = cli::clean(program);
-        command.args(args).env("HOME", self.home());
-        command.env(format!("{prefix}_ADDR"), self.url(number));
-        command.env(format!("{prefix}_CACERT"), &self.tls.ca_file);
-        if let Some(token) = self.root_token() {
-            command.env(format!("{prefix}_TOKEN"), token);
-        }
-        cli::run(&command, stdin)
-    }
-
     // ---- facts ------------------------------------------------------------------------------------------------------
 
     /// Number of nodes, running or not.
@@ -781,31 +630,6 @@ impl Cluster {
             .process
             .as_ref()
             .unwrap_or_else(|| panic!("node {number} does not run"))
-    }
-}
-
-/// A write through any node, for tests that only want something to be there.
-///
-/// # Panics
-/// If it is not acknowledged.
-#[track_caller]
-pub fn write(client: &Client, path: &str, value: &str) {
-    let _: Response = client.put(path, &json!({ "value": value })).expect(204);
-}
-
-/// What [`write()`] has written, `None` if there is nothing.
-///
-/// # Panics
-/// If the answer is neither 200 nor 404.
-#[must_use]
-#[track_caller]
-pub fn read(client: &Client, path: &str) -> Option<String> {
-    let answer = client.get(path);
-    match answer.status {
-        404 => None,
-        _ => answer.expect(200).json()["data"]["value"]
-            .as_str()
-            .map(str::to_owned),
     }
 }
 

@@ -21,6 +21,7 @@
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod config;
 pub mod haproxy;
 pub mod history;
 pub mod hsm;
