@@ -233,9 +233,8 @@ impl Follow {
             drop(metrics.borrow_and_update());
             position.mark_unchanged();
             let role = self.take();
-            let leads = self.services.leads();
             // What is applied matters only while a leader waits for its first entry.
-            let waits = leads && !role.is_ready_leader;
+            let waits = role.leader == Some(self.services.raft_id) && !role.is_ready_leader;
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() {
                     return;
@@ -243,8 +242,9 @@ impl Follow {
                 changed = position.changed(), if waits => if changed.is_err() {
                     return;
                 },
-                // Losing the quorum is no event; it shows with time.
-                () = tokio::time::sleep(self.services.timing.heartbeat * 2), if leads => {}
+                // Losing the quorum is no event; it shows with time. And openraft's watches change one after the other:
+                // whatever was seen half done is seen whole a moment later.
+                () = tokio::time::sleep(self.services.timing.heartbeat * 2) => {}
             }
         }
     }
