@@ -303,7 +303,10 @@ impl Server {
                     perhaps_applied = true;
                     sys::may_be_repeated(api)
                 }
-                Ok(_) | Err(_) => false,
+                // The first copy may have been applied: "nothing was written" is true of this copy only.
+                Err(ApiError::Unavailable(_)) => perhaps_applied,
+                Ok(answer) => perhaps_applied && is_temporary(answer.status),
+                Err(_) => false,
             };
             if !again || self.from_follower {
                 return outcome;
@@ -402,6 +405,14 @@ async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Re
             deadline: api.deadline,
         })
         .await
+}
+
+/// Whether an answer says that nothing was done and that it is worth another try.
+fn is_temporary(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+    )
 }
 
 /// Until when a request waits for a leader.

@@ -4,7 +4,7 @@
 
 use rustix::{
     mm::{MlockAllFlags, mlockall},
-    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit},
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
 };
 
 /// Why the process could not be hardened.
@@ -19,6 +19,18 @@ pub(crate) enum HardenError {
     LockMemory(#[source] std::io::Error),
 }
 
+/// Connections and database files need more descriptors than the 1,024 that most systems start with.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
 /// Turns core dumps off and, if asked, locks all present and future memory.
 pub(crate) fn harden(lock_memory: bool) -> Result<(), HardenError> {
     let none = Rlimit {
@@ -28,6 +40,7 @@ pub(crate) fn harden(lock_memory: bool) -> Result<(), HardenError> {
     setrlimit(Resource::Core, none).map_err(|e| HardenError::CoreDumps(e.into()))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| HardenError::CoreDumps(e.into()))?;
+    raise_open_files();
     if lock_memory {
         // ONFAULT: only pages that are used are locked, so reserved thread stacks cost nothing.
         let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;

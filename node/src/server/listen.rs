@@ -25,7 +25,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -170,13 +170,18 @@ pub(crate) async fn serve(
             continue;
         };
         let (acceptor, router, watcher) = (acceptor.clone(), router.clone(), graceful.watcher());
+        let stop = stop.clone();
         tokio::spawn(async move {
             match handshake(stream, acceptor).await {
                 Some(Either::Plain(stream)) => {
-                    connection(stream, head_timeout, router, watcher).await
+                    if let Some(stream) = first_bytes(stream, head_timeout, &stop).await {
+                        connection(stream, head_timeout, router, watcher).await;
+                    }
                 }
                 Some(Either::Tls(stream)) => {
-                    connection(*stream, head_timeout, router, watcher).await
+                    if let Some(stream) = first_bytes(*stream, head_timeout, &stop).await {
+                        connection(stream, head_timeout, router, watcher).await;
+                    }
                 }
                 None => {}
             }
@@ -185,6 +190,26 @@ pub(crate) async fn serve(
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+/// The stream once something has arrived on it; hyper's own time-out starts only when it has seen which protocol is
+/// spoken, so a client that says nothing would hold its place for ever. A silent one is also let go at `stop`.
+async fn first_bytes<S>(
+    stream: S,
+    head_timeout: Duration,
+    stop: &CancellationToken,
+) -> Option<BufReader<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stream = BufReader::new(stream);
+    let spoke = tokio::select! {
+        () = stop.cancelled() => false,
+        read = tokio::time::timeout(head_timeout, stream.fill_buf()) => {
+            matches!(read, Ok(Ok(bytes)) if !bytes.is_empty())
+        }
+    };
+    spoke.then_some(stream)
 }
 
 /// Serves HTTP/1.1 or HTTP/2 on one connection until it ends.
@@ -249,5 +274,33 @@ async fn handshake(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<E
             tracing::debug!("a client's TLS handshake timed out");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_client_is_let_go_and_a_speaking_one_loses_nothing() {
+        let (soon, stop) = (Duration::from_millis(50), CancellationToken::new());
+        let (silent, server) = tokio::io::duplex(64);
+        assert!(first_bytes(server, soon, &stop).await.is_none());
+        drop(silent);
+
+        let (mut speaking, server) = tokio::io::duplex(64);
+        speaking.write_all(b"GET").await.unwrap();
+        let mut stream = first_bytes(server, soon, &stop).await.unwrap();
+        let mut read = [0; 3];
+        stream.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"GET");
+
+        let (silent, server) = tokio::io::duplex(64);
+        stop.cancel();
+        let long = Duration::from_secs(3600);
+        assert!(first_bytes(server, long, &stop).await.is_none());
+        drop(silent);
     }
 }
