@@ -172,23 +172,15 @@ fn the_command_line_makes_the_key_and_others_join_with_it() {
 fn the_second_time_on_another_node() {
     let mut cluster = Cluster::start(3, BINARY);
     let request = json!({"recovery_shares": 1, "recovery_threshold": 1});
-    let asked: Vec<_> = (1..=3)
-        .map(|node| {
-            let (client, request) = (cluster.anonymous(node), request.clone());
-            thread::spawn(move || {
-                // One after the other, yet long before anybody can have joined.
-                thread::sleep(Duration::from_millis(400 * (node as u64 - 1)));
-                client.put("sys/init", &request)
-            })
-        })
-        .collect();
-    let answers: Vec<_> = asked
-        .into_iter()
-        .map(|asked| asked.join().unwrap())
-        .collect();
-    let first = answers[0].clone().expect(200).json();
-    for (at, answer) in answers.iter().enumerate().skip(1) {
-        assert_eq!(answer.status, 400, "node {}: {}", at + 1, answer.text());
+    let first = cluster
+        .anonymous(1)
+        .put("sys/init", &request)
+        .expect(200)
+        .json();
+    // At once: whether the others have joined by now or not, they must not found a cluster of their own.
+    for node in 2..=3 {
+        let answer = cluster.anonymous(node).put("sys/init", &request);
+        assert_eq!(answer.status, 400, "node {node}: {}", answer.text());
         assert_eq!(answer.errors(), ["Vault is already initialized"]);
     }
     cluster.keep_init(&first);
