@@ -75,7 +75,11 @@ pub(crate) fn initial_root(
     };
     let id = salted(barrier, "token", token.as_bytes());
     let by_accessor = salted_accessor(barrier, &entry.accessor);
-    let json = serde_json::to_vec(&entry).unwrap_or_default();
+    #[expect(
+        clippy::expect_used,
+        reason = "strings and numbers always encode; an empty entry would be a lost root token"
+    )]
+    let json = serde_json::to_vec(&entry).expect("a token entry encodes as JSON");
     batch.put(format!("sys/token/id/{id}"), json, Layer::SealWrapped);
     batch.put(
         format!("sys/token/accessor/{by_accessor}"),
