@@ -11,7 +11,7 @@ use std::fmt;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::types::Encoded;
+use crate::{restore::RestoreStep, types::Encoded};
 
 /// Changing this number makes older nodes stop with a clear message at the first newer command.
 const FORMAT: u32 = 1;
@@ -47,6 +47,8 @@ pub enum Op {
         /// The condition.
         expect: Expect,
     },
+    /// A step of a restore: always the first operation of its command.
+    Restore(RestoreStep),
 }
 
 impl fmt::Debug for Op {
@@ -55,6 +57,7 @@ impl fmt::Debug for Op {
             Self::Put { key, value } => write!(f, "Put({}B, {}B)", key.len(), value.len()),
             Self::Delete { key } => write!(f, "Delete({}B)", key.len()),
             Self::Check { key, expect } => write!(f, "Check({}B, {expect:?})", key.len()),
+            Self::Restore(step) => write!(f, "{step:?}"),
         }
     }
 }
@@ -67,6 +70,9 @@ pub struct Command {
     pub request_id: [u8; 16],
     /// The proposer's clock, milliseconds since the Unix epoch: the only time that apply may look at.
     pub proposed_at_ms: u64,
+    /// How many restores the state had seen that the proposer worked on ([`crate::State::restores`]). The command changes
+    /// nothing if a restore has come in between: what it says was made for other data, under other keys.
+    pub restores: u64,
     /// Checks are evaluated first, whatever their place; then puts and deletes are carried out in order.
     pub ops: Vec<Op>,
 }
@@ -87,6 +93,8 @@ pub enum Outcome {
         /// Position of the failed check in the command's `ops`.
         op: u32,
     },
+    /// A restore has replaced the data that the command was made for; nothing changed.
+    Superseded,
 }
 
 /// A committed command's place in the log and its outcome.
@@ -130,11 +138,14 @@ struct CommandProto {
     proposed_at_ms: u64,
     #[prost(message, repeated, tag = "4")]
     ops: Vec<OpProto>,
+    // Safe to ignore: a node that does not know it stops at the first step of a restore, and before that it is 0.
+    #[prost(uint64, tag = "5")]
+    restores: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct OpProto {
-    #[prost(oneof = "OpKind", tags = "1, 2, 3")]
+    #[prost(oneof = "OpKind", tags = "1, 2, 3, 4")]
     kind: Option<OpKind>,
 }
 
@@ -146,6 +157,8 @@ enum OpKind {
     Delete(DeleteProto),
     #[prost(message, tag = "3")]
     Check(CheckProto),
+    #[prost(message, tag = "4")]
+    Restore(RestoreProto),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -178,7 +191,53 @@ enum WantProto {
     ModIndex(u64),
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct RestoreProto {
+    #[prost(bytes = "bytes", tag = "1")]
+    id: Bytes,
+    #[prost(oneof = "StepProto", tags = "2, 3, 4, 5")]
+    step: Option<StepProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum StepProto {
+    #[prost(bool, tag = "2")]
+    Begin(bool),
+    #[prost(message, tag = "3")]
+    Chunk(ChunkProto),
+    #[prost(message, tag = "4")]
+    Commit(CommitProto),
+    #[prost(bool, tag = "5")]
+    Abort(bool),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ChunkProto {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(message, repeated, tag = "2")]
+    rows: Vec<PutProto>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct CommitProto {
+    #[prost(uint64, tag = "1")]
+    rows: u64,
+    #[prost(uint32, tag = "2")]
+    checksum: u32,
+    #[prost(uint64, tag = "3")]
+    puts: u64,
+}
+
 impl Command {
+    /// The step of a restore that this command is.
+    pub(crate) fn restore_step(&self) -> Option<&RestoreStep> {
+        match self.ops.first() {
+            Some(Op::Restore(step)) => Some(step),
+            Some(Op::Put { .. } | Op::Delete { .. } | Op::Check { .. }) | None => None,
+        }
+    }
+
     /// The bytes that travel in the log.
     pub(crate) fn encode(self) -> Encoded {
         let ops = self.ops.into_iter().map(|op| OpProto {
@@ -192,6 +251,7 @@ impl Command {
                         Expect::ModIndex(index) => WantProto::ModIndex(index),
                     }),
                 }),
+                Op::Restore(step) => OpKind::Restore(step_to_proto(step)),
             }),
         });
         let proto = CommandProto {
@@ -199,6 +259,7 @@ impl Command {
             request_id: Bytes::copy_from_slice(&self.request_id),
             proposed_at_ms: self.proposed_at_ms,
             ops: ops.collect(),
+            restores: self.restores,
         };
         Encoded(proto.encode_to_vec().into())
     }
@@ -216,10 +277,17 @@ impl Command {
             .map_err(|_| CommandError::Malformed("the request id is not 16 bytes"))?;
         let ops: Result<Vec<Op>, CommandError> =
             proto.ops.into_iter().map(|op| op_of(op.kind)).collect();
+        let ops = ops?;
+        if ops.iter().skip(1).any(|op| matches!(op, Op::Restore(_))) {
+            return Err(CommandError::Malformed(
+                "a step of a restore is not its command's first operation",
+            ));
+        }
         Ok(Self {
             request_id,
             proposed_at_ms: proto.proposed_at_ms,
-            ops: ops?,
+            restores: proto.restores,
+            ops,
         })
     }
 }
@@ -238,7 +306,68 @@ fn op_of(kind: Option<OpKind>) -> Result<Op, CommandError> {
                 }
             },
         },
-        None => return Err(CommandError::Malformed("an operation of unknown kind")),
+        Some(OpKind::Restore(proto)) => Op::Restore(step_of(proto)?),
+        None => {
+            return Err(CommandError::Malformed(
+                "an operation of unknown kind; this node runs an older version than the leader",
+            ));
+        }
+    })
+}
+
+fn step_to_proto(step: RestoreStep) -> RestoreProto {
+    let (id, step) = match step {
+        RestoreStep::Begin { id } => (id, StepProto::Begin(true)),
+        RestoreStep::Chunk { id, seq, rows } => {
+            let rows = rows
+                .into_iter()
+                .map(|(key, value)| PutProto { key, value })
+                .collect();
+            (id, StepProto::Chunk(ChunkProto { seq, rows }))
+        }
+        RestoreStep::Commit {
+            id,
+            rows,
+            checksum,
+            puts,
+        } => {
+            let commit = CommitProto {
+                rows,
+                checksum,
+                puts,
+            };
+            (id, StepProto::Commit(commit))
+        }
+        RestoreStep::Abort { id } => (id, StepProto::Abort(true)),
+    };
+    RestoreProto {
+        id: Bytes::copy_from_slice(&id),
+        step: Some(step),
+    }
+}
+
+fn step_of(proto: RestoreProto) -> Result<RestoreStep, CommandError> {
+    let id = <[u8; 16]>::try_from(&proto.id[..])
+        .map_err(|_| CommandError::Malformed("the id of a restore is not 16 bytes"))?;
+    Ok(match proto.step {
+        Some(StepProto::Begin(_)) => RestoreStep::Begin { id },
+        Some(StepProto::Chunk(ChunkProto { seq, rows })) => RestoreStep::Chunk {
+            id,
+            seq,
+            rows: rows.into_iter().map(|row| (row.key, row.value)).collect(),
+        },
+        Some(StepProto::Commit(commit)) => RestoreStep::Commit {
+            id,
+            rows: commit.rows,
+            checksum: commit.checksum,
+            puts: commit.puts,
+        },
+        Some(StepProto::Abort(_)) => RestoreStep::Abort { id },
+        None => {
+            return Err(CommandError::Malformed(
+                "a step of a restore of unknown kind; this node runs an older version than the leader",
+            ));
+        }
     })
 }
 
@@ -260,14 +389,36 @@ pub(crate) mod tests {
         ]
     }
 
+    pub(crate) fn any_step() -> impl Strategy<Value = RestoreStep> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        let rows = proptest::collection::vec((bytes(), bytes()), 0..4);
+        prop_oneof![
+            any::<[u8; 16]>().prop_map(|id| RestoreStep::Begin { id }),
+            (any::<[u8; 16]>(), any::<u64>(), rows)
+                .prop_map(|(id, seq, rows)| RestoreStep::Chunk { id, seq, rows }),
+            any::<([u8; 16], u64, u32, u64)>().prop_map(|(id, rows, checksum, puts)| {
+                RestoreStep::Commit {
+                    id,
+                    rows,
+                    checksum,
+                    puts,
+                }
+            }),
+            any::<[u8; 16]>().prop_map(|id| RestoreStep::Abort { id }),
+        ]
+    }
+
     proptest! {
         #[test]
         fn a_command_survives_encoding(
             request_id: [u8; 16],
             proposed_at_ms: u64,
+            restores: u64,
+            step in proptest::option::of(any_step()),
             ops in proptest::collection::vec(any_op(), 0..6),
         ) {
-            let command = Command { request_id, proposed_at_ms, ops };
+            let ops = step.into_iter().map(Op::Restore).chain(ops).collect();
+            let command = Command { request_id, proposed_at_ms, restores, ops };
             prop_assert_eq!(&Command::decode(&command.clone().encode()).unwrap(), &command);
         }
 
@@ -290,12 +441,31 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn debug_shows_lengths_only() {
+    fn a_step_of_a_restore_comes_first_or_not_at_all() {
+        let abort = || Op::Restore(RestoreStep::Abort { id: [1; 16] });
         let command = Command {
-            ops: vec![Op::Put {
-                key: Bytes::from_static(b"hush-key"),
-                value: Bytes::from_static(b"hush-value"),
-            }],
+            ops: vec![abort(), abort()],
+            ..Command::default()
+        };
+        let error = Command::decode(&command.encode()).unwrap_err();
+        assert!(matches!(error, CommandError::Malformed(_)), "{error}");
+    }
+
+    #[test]
+    fn debug_shows_lengths_only() {
+        let (key, value) = (
+            Bytes::from_static(b"hush-key"),
+            Bytes::from_static(b"hush-value"),
+        );
+        let command = Command {
+            ops: vec![
+                Op::Restore(RestoreStep::Chunk {
+                    id: [0; 16],
+                    seq: 0,
+                    rows: vec![(key.clone(), value.clone())],
+                }),
+                Op::Put { key, value },
+            ],
             ..Command::default()
         };
         let texts = [

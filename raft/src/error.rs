@@ -68,6 +68,9 @@ pub enum StateError {
     /// The node is shutting down.
     #[error("the state is closed")]
     Closed,
+    /// A restore has replaced the data that the reader knows.
+    #[error("the data have been replaced by a restore")]
+    Superseded,
     /// The disk or the data failed.
     #[error("reading the state failed")]
     Read(#[from] io::Error),

@@ -22,6 +22,7 @@ fn command() -> Command {
     Command {
         request_id: [0xaa; 16],
         proposed_at_ms: 1000,
+        restores: 0,
         ops: vec![
             Op::Check {
                 key: Bytes::from_static(b"a"),

@@ -7,8 +7,9 @@
 //! raft/                    RocksDB: the log. CF `log`: index u64 BE → record; CF `meta`
 //! raft/DURABLE             lower bound of what was synced (witness.rs)
 //! state/CURRENT            name of the live generation
-//! state/gen-<N>/           RocksDB: the state. CF `kv`: opaque key → mod_index u64 BE | value; CF `meta`
+//! state/gen-<N>/           RocksDB: the state. CFs `kv`, `kv-b`: opaque key → mod_index u64 BE | value; CF `meta`
 //! snapshots/<index>-<term>-<node>/   RocksDB checkpoint of a generation
+//! snapshots/held-<N>/      checkpoint that somebody reads now; removed at start
 //! ```
 //! Changing anything here makes existing data directories unreadable: raise [`FORMAT`] and write the upgrade.
 
@@ -34,6 +35,8 @@ pub(crate) const WITNESS_FILE: &str = "DURABLE";
 pub(crate) const CF_LOG: &str = "log";
 /// State database: opaque key → `mod_index u64 BE | value`.
 pub(crate) const CF_KV: &str = "kv";
+/// State database: as [`CF_KV`]. One of the two is live, the other takes what a restore brings.
+pub(crate) const CF_KV_B: &str = "kv-b";
 /// Both databases: the keys below.
 pub(crate) const CF_META: &str = "meta";
 
@@ -55,6 +58,10 @@ pub(crate) const META_APPLIED: &[u8] = b"applied";
 pub(crate) const META_MEMBERSHIP: &[u8] = b"membership";
 /// State: number of `Put` operations ever applied, u64 BE.
 pub(crate) const META_PUT_COUNT: &[u8] = b"put_count";
+/// State: `restores u64 BE | id 16` of the last restore; absent before the first. An even number: [`CF_KV`] is live.
+pub(crate) const META_RESTORED: &[u8] = b"restored";
+/// State: the restore under way, see [`crate::restore::Staging`].
+pub(crate) const META_STAGING: &[u8] = b"staging";
 
 const REQUEST: u8 = b'r';
 const REQUEST_AT: u8 = b'i';
@@ -78,6 +85,20 @@ pub(crate) fn request_at(index: u64) -> [u8; 9] {
     let (_, rest) = key.split_at_mut(1);
     rest.copy_from_slice(&index.to_be_bytes());
     key
+}
+
+/// The live family after `restores` restores.
+pub(crate) fn live(restores: u64) -> &'static str {
+    if restores.is_multiple_of(2) {
+        CF_KV
+    } else {
+        CF_KV_B
+    }
+}
+
+/// The family that is not live after `restores` restores: what a restore under way has brought, else leftovers.
+pub(crate) fn staging(restores: u64) -> &'static str {
+    live(restores + 1)
 }
 
 /// Reads a big-endian `u64` that must be the whole of `bytes`.

@@ -33,6 +33,7 @@ mod proto;
 mod raft;
 mod reads;
 mod reconcile;
+mod restore;
 mod rocks;
 mod services;
 mod start;
@@ -49,7 +50,8 @@ pub use crate::{
     identity::{Identity, IdentityError},
     net::{ALPN, IncomingStream},
     raft::{MemberStatus, Options, Raft, Role, Status, Transport},
-    state::State,
+    restore::{RestoreStep, RowSum},
+    state::{Checkpoint, CheckpointRow, State},
     stores::{LogContent, LogRow, ReadOnlyStores, StateRow, Stores},
     types::PeerInfo,
 };

@@ -209,8 +209,13 @@ impl Raft {
         command: Command,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
+        // A restored row may be as large as another cluster's entries were.
+        let max = match command.restore_step() {
+            Some(_) => start::MAX_ENTRY_SIZE,
+            None => self.0.options.max_entry_size,
+        };
         let encoded = command.encode();
-        let (len, max) = (encoded.0.len(), self.0.options.max_entry_size);
+        let len = encoded.0.len();
         if len > max {
             return Err(ProposeError::TooLarge { len, max });
         }

@@ -12,7 +12,7 @@ use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel
 use crate::{
     error::OpenError,
     identity::Identity,
-    keys::{self, CF_KV, CF_LOG, CF_META, META_FORMAT},
+    keys::{self, CF_KV, CF_KV_B, CF_LOG, CF_META, META_FORMAT},
 };
 
 /// Which of the two databases.
@@ -23,10 +23,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn column_families(self) -> [&'static str; 2] {
+    fn column_families(self) -> &'static [&'static str] {
         match self {
-            Self::Log => [CF_LOG, CF_META],
-            Self::State => [CF_KV, CF_META],
+            Self::Log => &[CF_LOG, CF_META],
+            Self::State => &[CF_KV, CF_KV_B, CF_META],
         }
     }
 
@@ -52,16 +52,16 @@ impl Kind {
 
     fn descriptors(self) -> Vec<ColumnFamilyDescriptor> {
         self.column_families()
-            .into_iter()
+            .iter()
             .map(|name| {
                 let mut options = Options::default();
-                let buffer = match (self, name) {
+                let buffer = match (self, *name) {
                     (Self::Log, CF_LOG) => 32 << 20,
-                    (Self::State, CF_KV) => 16 << 20,
+                    (Self::State, CF_KV | CF_KV_B) => 16 << 20,
                     _ => 4 << 20,
                 };
                 options.set_write_buffer_size(buffer);
-                ColumnFamilyDescriptor::new(name, options)
+                ColumnFamilyDescriptor::new(*name, options)
             })
             .collect()
     }
@@ -77,8 +77,16 @@ pub(crate) fn open(kind: Kind, path: &Path) -> Result<DB, OpenError> {
 }
 
 /// Opens an existing database without changing a byte of it.
+///
+/// A family that a newer version has added is missing in an older database.
 pub(crate) fn open_read_only(kind: Kind, path: &Path) -> Result<DB, OpenError> {
-    DB::open_cf_descriptors_read_only(&kind.options(), path, kind.descriptors(), false)
+    let options = kind.options();
+    let there = DB::list_cf(&options, path).map_err(|error| open_error(path, error))?;
+    let known = kind
+        .descriptors()
+        .into_iter()
+        .filter(|family| there.iter().any(|name| name == family.name()));
+    DB::open_cf_descriptors_read_only(&options, path, known, false)
         .map_err(|error| open_error(path, error))
 }
 

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Largest value that [`Options::max_entry_size`] may have: an append frame holds a chunk and one such entry.
-const MAX_ENTRY_SIZE: usize = 4 << 20;
+pub(crate) const MAX_ENTRY_SIZE: usize = 4 << 20;
 
 /// Every time-out, from one multiplier.
 #[derive(Clone, Copy, Debug)]

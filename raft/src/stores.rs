@@ -16,7 +16,7 @@ use crate::{
     command::Command,
     error::OpenError,
     identity::Identity,
-    keys::{self, CF_KV, LOCK_FILE, LOG_DIR, STATE_DIR, be_u64},
+    keys::{self, LOCK_FILE, LOG_DIR, STATE_DIR, be_u64},
     log::{self, LogStore},
     rocks::{self, Kind, cf},
     state::{self, State},
@@ -246,26 +246,29 @@ impl ReadOnlyStores {
     /// # Errors
     /// When the state cannot be read; each row for itself when it is damaged.
     pub fn state(&self) -> io::Result<impl Iterator<Item = io::Result<StateRow>> + '_> {
-        let rows = |family: &'static str| -> io::Result<_> {
+        let live = state::live_family(&self.state)?;
+        let rows = |family: &'static str, shown: &'static str| -> io::Result<_> {
             let family_handle = cf(&self.state, family)?;
             let items = self
                 .state
                 .iterator_cf(family_handle, rocksdb::IteratorMode::Start);
             Ok(items.map(move |item| {
                 let (key, value) = item.map_err(io::Error::other)?;
-                let (mod_index, value) = match family {
-                    CF_KV => state::split_value(&value)?,
-                    _ => (0, &value[..]),
+                let (mod_index, value) = if shown == keys::CF_META {
+                    (0, &value[..])
+                } else {
+                    state::split_value(&value)?
                 };
                 Ok(StateRow {
-                    family,
+                    family: shown,
                     key: key.into_vec(),
                     mod_index,
                     value: value.to_vec(),
                 })
             }))
         };
-        Ok(rows(CF_KV)?.chain(rows(keys::CF_META)?))
+        let kv = rows(live, keys::CF_KV)?;
+        Ok(kv.chain(rows(keys::CF_META, keys::CF_META)?))
     }
 
     /// Index of the last log entry.

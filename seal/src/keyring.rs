@@ -128,6 +128,15 @@ impl Keyring {
         })
     }
 
+    /// The same keys with another cluster's CA: what is restored is read by its own keys, while nodes go on trusting the
+    /// cluster they are in.
+    #[must_use]
+    pub fn with_ca_of(mut self, other: &Self) -> Self {
+        self.ca_certificate.clone_from(&other.ca_certificate);
+        self.ca_key.clone_from(&other.ca_key);
+        self
+    }
+
     /// The cluster CA's certificate, DER.
     #[must_use]
     pub fn ca_certificate(&self) -> &[u8] {
@@ -404,6 +413,17 @@ mod tests {
             keyring.encrypt(&root).unwrap(),
             "a nonce must not repeat"
         );
+    }
+
+    #[test]
+    fn another_ca_leaves_the_keys_alone() {
+        let (_, keyring, _) = sample();
+        let name_key = keyring.name_key.clone();
+        let other = Keyring::generate(1, b"other cert", b"other key").unwrap();
+        let merged = keyring.with_ca_of(&other);
+        assert_eq!(merged.ca_certificate(), b"other cert");
+        assert_eq!(merged.ca_key(), b"other key");
+        assert_eq!((merged.active_term(), &merged.name_key), (2, &name_key));
     }
 
     #[test]

@@ -221,6 +221,7 @@ impl HalfInit {
                 self.commit(Command {
                     request_id,
                     proposed_at_ms: clock::now_ms(),
+                    restores: 0,
                     ops: vec![
                         Op::Check {
                             key: key.clone().into(),

@@ -84,6 +84,7 @@ pub(crate) fn command(batch: StoredBatch) -> Command {
     Command {
         request_id: batch.request_id,
         proposed_at_ms: clock::now_ms(),
+        restores: 0,
         ops: checks.chain(puts).chain(deletes).collect(),
     }
 }

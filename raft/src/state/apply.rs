@@ -6,6 +6,7 @@
 //! - Same state and same entry give the same changes and the same outcome on every node: no clock, no randomness.
 //! - Within one batch a command sees what the commands before it changed.
 //! - A request id that is still remembered changes nothing and gets the first outcome.
+//! - A command made for data that a restore has replaced since changes nothing.
 //!
 //! Source: Ongaro's dissertation §3.6.3 (state machine safety), §6.3 (linearizable semantics by request ids).
 
@@ -15,6 +16,8 @@ use bytes::Bytes;
 
 use crate::{
     command::{Applied, Command, Expect, Op, Outcome},
+    keys,
+    restore::{RestoreStep, Staging},
     types::{LogId, StoredMembership},
 };
 
@@ -24,8 +27,12 @@ pub(crate) const REMEMBERED_ENTRIES: u64 = 65_536;
 
 /// The state before a batch.
 pub(crate) trait View {
-    /// Log index of the last write to `key`; `None`: nothing is stored there.
-    fn mod_index(&self, key: &[u8]) -> io::Result<Option<u64>>;
+    /// Log index of the last write to `key` in `family`; `None`: nothing is stored there.
+    fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>>;
+    /// How many restores there have been: says which family is live.
+    fn restores(&self) -> io::Result<u64>;
+    /// The restore under way.
+    fn staging(&self) -> io::Result<Option<Staging>>;
     /// What came of the command with this request id, if it is still remembered.
     fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Applied>>;
     /// The request id remembered for the command at `index`.
@@ -36,12 +43,25 @@ pub(crate) trait View {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Put {
+        family: &'static str,
         key: Bytes,
         mod_index: u64,
         value: Bytes,
     },
     Delete {
+        family: &'static str,
         key: Bytes,
+    },
+    /// Empties a family that is not live.
+    Clear {
+        family: &'static str,
+    },
+    /// Records how far the restore under way is; `None`: there is none.
+    Staging(Option<Staging>),
+    /// The live family is another one from here on.
+    Restored {
+        restores: u64,
+        id: [u8; 16],
     },
     Remember {
         request: [u8; 16],
@@ -64,8 +84,20 @@ pub(crate) struct Changes {
     pub(crate) membership: Option<StoredMembership>,
     /// Puts in the batch.
     pub(crate) puts: u64,
-    keys: HashMap<Bytes, Option<u64>>,
+    /// What the count of puts is at least, after the batch.
+    pub(crate) puts_floor: u64,
+    keys: HashMap<&'static str, Overlay>,
+    restores: Option<u64>,
+    staging: Option<Option<Staging>>,
     requests: HashMap<[u8; 16], Applied>,
+}
+
+/// What the batch has changed in one family.
+#[derive(Default)]
+struct Overlay {
+    /// Nothing of what was there before the batch is left.
+    cleared: bool,
+    keys: HashMap<Bytes, Option<u64>>,
 }
 
 impl Changes {
@@ -97,12 +129,22 @@ impl Changes {
         if counted && let Some(first) = self.remembered(view, &request)? {
             return Ok(first);
         }
+        let restores = self.restores(view)?;
+        if command.restores != restores && command.restore_step().is_none() {
+            // Not remembered: the same request may come again, made for the new data.
+            return Ok(Applied {
+                index,
+                outcome: Outcome::Superseded,
+            });
+        }
         let applied = Applied {
             index,
-            outcome: self.outcome(view, &command.ops)?,
+            outcome: self.outcome(view, restores, &command.ops)?,
         };
         if applied.is_applied() {
-            command.ops.into_iter().for_each(|op| self.write(index, op));
+            for op in command.ops {
+                self.write(view, index, op)?;
+            }
         }
         if counted {
             self.requests.insert(request, applied);
@@ -111,18 +153,27 @@ impl Changes {
         Ok(applied)
     }
 
-    fn outcome(&self, view: &impl View, ops: &[Op]) -> io::Result<Outcome> {
+    fn restores(&self, view: &impl View) -> io::Result<u64> {
+        self.restores.map_or_else(|| view.restores(), Ok)
+    }
+
+    fn staging(&self, view: &impl View) -> io::Result<Option<Staging>> {
+        self.staging.map_or_else(|| view.staging(), Ok)
+    }
+
+    fn outcome(&self, view: &impl View, restores: u64, ops: &[Op]) -> io::Result<Outcome> {
+        let live = keys::live(restores);
         for (op, position) in ops.iter().zip(0..) {
-            let Op::Check { key, expect } = op else {
-                continue;
-            };
-            let stored = match self.keys.get(key) {
-                Some(changed) => *changed,
-                None => view.mod_index(key)?,
-            };
-            let holds = match expect {
-                Expect::Absent => stored.is_none(),
-                Expect::ModIndex(index) => stored == Some(*index),
+            let holds = match op {
+                Op::Check { key, expect } => {
+                    let stored = self.mod_index(view, live, key)?;
+                    match expect {
+                        Expect::Absent => stored.is_none(),
+                        Expect::ModIndex(index) => stored == Some(*index),
+                    }
+                }
+                Op::Restore(step) => fits(step, self.staging(view)?.as_ref()),
+                Op::Put { .. } | Op::Delete { .. } => true,
             };
             if !holds {
                 return Ok(Outcome::CheckFailed { op: position });
@@ -131,23 +182,97 @@ impl Changes {
         Ok(Outcome::Applied)
     }
 
-    fn write(&mut self, index: u64, op: Op) {
+    fn mod_index(
+        &self,
+        view: &impl View,
+        family: &'static str,
+        key: &Bytes,
+    ) -> io::Result<Option<u64>> {
+        match self.keys.get(family) {
+            Some(overlay) if overlay.cleared => {
+                Ok(overlay.keys.get(key).copied().unwrap_or_default())
+            }
+            Some(overlay) => match overlay.keys.get(key) {
+                Some(changed) => Ok(*changed),
+                None => view.mod_index(family, key),
+            },
+            None => view.mod_index(family, key),
+        }
+    }
+
+    fn write(&mut self, view: &impl View, index: u64, op: Op) -> io::Result<()> {
         match op {
             Op::Put { key, value } => {
                 self.puts += 1;
-                self.keys.insert(key.clone(), Some(index));
-                self.list.push(Change::Put {
-                    key,
-                    mod_index: index,
-                    value,
-                });
+                if self.puts_floor > 0 {
+                    self.puts_floor += 1;
+                }
+                let family = keys::live(self.restores(view)?);
+                self.put(family, index, key, value);
             }
             Op::Delete { key } => {
-                self.keys.insert(key.clone(), None);
-                self.list.push(Change::Delete { key });
+                let family = keys::live(self.restores(view)?);
+                let overlay = self.keys.entry(family).or_default();
+                overlay.keys.insert(key.clone(), None);
+                self.list.push(Change::Delete { family, key });
             }
+            Op::Restore(step) => self.step(view, index, step)?,
             Op::Check { .. } => {}
         }
+        Ok(())
+    }
+
+    fn put(&mut self, family: &'static str, index: u64, key: Bytes, value: Bytes) {
+        let overlay = self.keys.entry(family).or_default();
+        overlay.keys.insert(key.clone(), Some(index));
+        self.list.push(Change::Put {
+            family,
+            key,
+            mod_index: index,
+            value,
+        });
+    }
+
+    /// Carries out a step that fits.
+    fn step(&mut self, view: &impl View, index: u64, step: RestoreStep) -> io::Result<()> {
+        let restores = self.restores(view)?;
+        let family = keys::staging(restores);
+        match step {
+            RestoreStep::Begin { id } => {
+                let cleared = Overlay {
+                    cleared: true,
+                    ..Overlay::default()
+                };
+                self.keys.insert(family, cleared);
+                self.list.push(Change::Clear { family });
+                self.stage(Some(Staging::new(id)));
+            }
+            RestoreStep::Chunk { rows, .. } => {
+                let Some(mut staging) = self.staging(view)? else {
+                    return Ok(());
+                };
+                staging.next += 1;
+                for (key, value) in rows {
+                    staging.sum.add(&key, &value);
+                    self.put(family, index, key, value);
+                }
+                self.stage(Some(staging));
+            }
+            RestoreStep::Commit { id, puts, .. } => {
+                self.stage(None);
+                self.restores = Some(restores + 1);
+                self.puts_floor = self.puts_floor.max(puts);
+                let restores = restores + 1;
+                self.list.push(Change::Restored { restores, id });
+            }
+            RestoreStep::Abort { .. } => self.stage(None),
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, staging: Option<Staging>) {
+        self.staging = Some(staging);
+        self.list.push(Change::Staging(staging));
     }
 
     fn remembered(&self, view: &impl View, request: &[u8; 16]) -> io::Result<Option<Applied>> {
@@ -162,6 +287,22 @@ impl Changes {
             .applied
             .is_some_and(|id| applied.index + REMEMBERED_ENTRIES <= id.index);
         Ok((!forgotten).then_some(applied))
+    }
+}
+
+/// Whether `step` may be carried out on what is staged.
+fn fits(step: &RestoreStep, staged: Option<&Staging>) -> bool {
+    match step {
+        RestoreStep::Begin { .. } => true,
+        RestoreStep::Chunk { id, seq, .. } => {
+            staged.is_some_and(|staged| staged.id == *id && staged.next == *seq)
+        }
+        RestoreStep::Commit {
+            id, rows, checksum, ..
+        } => staged.is_some_and(|staged| {
+            staged.id == *id && staged.sum.rows == *rows && staged.sum.checksum == *checksum
+        }),
+        RestoreStep::Abort { id } => staged.is_some_and(|staged| staged.id == *id),
     }
 }
 

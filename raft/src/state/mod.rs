@@ -6,15 +6,21 @@
 //! - One write batch holds an apply batch's changes, its last log id, membership and counters: a crash keeps all of it
 //!   or nothing. The WAL is off; what was not flushed is replayed from the log.
 //! - What is visible here was durable in the local log before.
+//! - A restore replaces the whole key space at once: two families of keys, a count of restores that says which one is
+//!   live. A read that a restore has overtaken is done again, so that it sees the old data or the new, never a mix.
 
 mod apply;
+mod checkpoint;
 mod machine;
 mod snapshot;
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwapOption;
@@ -24,16 +30,18 @@ use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOption
 use tokio::sync::watch;
 
 use self::apply::{Change, Changes, View};
+pub use self::checkpoint::{Checkpoint, CheckpointRow};
 pub(crate) use self::{machine::Machine, snapshot::SnapshotDir};
 use crate::{
     command::{Applied, Outcome},
     error::{OpenError, StateError},
     identity::{Identity, write_atomically},
     keys::{
-        self, CF_KV, CF_META, CURRENT_FILE, FIRST_GENERATION, META_APPLIED, META_FORMAT,
-        META_MEMBERSHIP, META_PUT_COUNT, be_u64,
+        self, CF_KV, CF_KV_B, CF_META, CURRENT_FILE, FIRST_GENERATION, META_APPLIED, META_FORMAT,
+        META_MEMBERSHIP, META_PUT_COUNT, META_RESTORED, META_STAGING, be_u64,
     },
     proto::{LogIdProto, StoredMembershipProto},
+    restore::Staging,
     rocks::{self, Kind, cf},
     types::{LogId, StoredMembership},
 };
@@ -47,6 +55,10 @@ pub(crate) struct Position {
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: StoredMembership,
     pub(crate) puts: u64,
+    /// Restores ever carried out, and the last one's id.
+    pub(crate) restored: (u64, [u8; 16]),
+    /// Id of the restore under way.
+    pub(crate) staging: Option<[u8; 16]>,
 }
 
 /// The local copy of the replicated state. Reads are local; see [`crate::Raft::read_index`] for linearizable ones.
@@ -69,6 +81,24 @@ impl std::fmt::Debug for State {
 struct Generation {
     number: u64,
     db: Arc<DB>,
+    /// As in [`Position::restored`], for readers.
+    restores: AtomicU64,
+    /// The family that is not live holds leftovers of a restore, or the data that one has replaced.
+    leftovers: AtomicBool,
+}
+
+impl Generation {
+    fn new(number: u64, db: Arc<DB>, position: &Position) -> io::Result<Self> {
+        let family = cf(&db, keys::staging(position.restored.0))?;
+        let leftovers = position.staging.is_none()
+            && db.iterator_cf(family, IteratorMode::Start).next().is_some();
+        Ok(Self {
+            number,
+            db,
+            restores: position.restored.0.into(),
+            leftovers: leftovers.into(),
+        })
+    }
 }
 
 impl State {
@@ -79,6 +109,7 @@ impl State {
             move |source| OpenError::Read { path, source }
         };
         std::fs::create_dir_all(dir).map_err(read(dir))?;
+        checkpoint::forget_held(dir).map_err(read(dir))?;
         let number = current_generation(dir)?;
         let path = generation_dir(dir, number.unwrap_or(FIRST_GENERATION));
         let db = Arc::new(rocks::open(Kind::State, &path)?);
@@ -94,15 +125,17 @@ impl State {
         if number.is_none() {
             set_current(dir, FIRST_GENERATION).map_err(read(dir))?;
         }
-        let position = read_position(&db).map_err(|error| OpenError::Damaged {
-            path,
+        let damaged = |error: io::Error| OpenError::Damaged {
+            path: path.clone(),
             why: error.to_string(),
-        })?;
+        };
+        let position = read_position(&db).map_err(damaged)?;
         let number = number.unwrap_or(FIRST_GENERATION);
+        let generation = Generation::new(number, db, &position).map_err(damaged)?;
         Ok(Self {
             dir: dir.to_owned(),
             identity: identity.clone(),
-            live: ArcSwapOption::from_pointee(Generation { number, db }),
+            live: ArcSwapOption::from_pointee(generation),
             position: watch::Sender::new(position),
         })
     }
@@ -112,15 +145,15 @@ impl State {
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn get(&self, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
-        let db = self.db()?;
-        let stored = db
-            .get_pinned_cf(cf(&db, CF_KV)?, key)
-            .map_err(io::Error::other)?;
-        let Some(stored) = stored else {
-            return Ok(None);
-        };
-        let (mod_index, value) = split_value(&stored)?;
-        Ok(Some((mod_index, Bytes::copy_from_slice(value))))
+        self.read(None, |db, family| value_in(db, family, key))
+    }
+
+    /// As [`State::get`], for a reader that knows the data of the time when there had been `restores` restores.
+    ///
+    /// # Errors
+    /// Also `Superseded` when there is other data now.
+    pub fn get_at(&self, restores: u64, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
+        self.read(Some(restores), |db, family| value_in(db, family, key))
     }
 
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
@@ -133,21 +166,101 @@ impl State {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        let db = self.db()?;
+        self.keys_in(None, prefix, after, limit)
+    }
+
+    /// As [`State::keys`], for a reader that knows the data of the time when there had been `restores` restores.
+    ///
+    /// # Errors
+    /// Also `Superseded` when there is other data now.
+    pub fn keys_at(
+        &self,
+        restores: u64,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, StateError> {
+        self.keys_in(Some(restores), prefix, after, limit)
+    }
+
+    fn keys_in(
+        &self,
+        restores: Option<u64>,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, StateError> {
         let start = match after {
             Some(after) if after >= prefix => [after, &[0]].concat(),
             _ => prefix.to_vec(),
         };
-        let from = IteratorMode::From(&start, Direction::Forward);
-        let mut found = Vec::new();
-        for item in db.iterator_cf(cf(&db, CF_KV)?, from).take(limit) {
-            let (key, _) = item.map_err(io::Error::other)?;
-            if !key.starts_with(prefix) {
-                break;
+        self.read(restores, |db, family| {
+            let from = IteratorMode::From(&start, Direction::Forward);
+            let mut found = Vec::new();
+            for item in db.iterator_cf(cf(db, family)?, from).take(limit) {
+                let (key, _) = item.map_err(io::Error::other)?;
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                found.push(Bytes::from(key));
             }
-            found.push(Bytes::from(key));
+            Ok(found)
+        })
+    }
+
+    /// Reads the live family; again when a restore has overtaken the read, since what it read may be half emptied.
+    fn read<T>(
+        &self,
+        wanted: Option<u64>,
+        read: impl Fn(&DB, &'static str) -> io::Result<T>,
+    ) -> Result<T, StateError> {
+        loop {
+            let live = self.live.load();
+            let generation = live.as_ref().ok_or(StateError::Closed)?;
+            let restores = generation.restores.load(Ordering::Acquire);
+            if wanted.is_some_and(|wanted| wanted != restores) {
+                return Err(StateError::Superseded);
+            }
+            let found = read(&generation.db, keys::live(restores));
+            if generation.restores.load(Ordering::Acquire) == restores {
+                return Ok(found?);
+            }
         }
-        Ok(found)
+    }
+
+    /// How many times a restore has replaced the whole key space.
+    #[must_use]
+    pub fn restores(&self) -> u64 {
+        match &*self.live.load() {
+            Some(generation) => generation.restores.load(Ordering::Acquire),
+            None => self.position.borrow().restored.0,
+        }
+    }
+
+    /// Id of the last restore that was carried out.
+    #[must_use]
+    pub fn last_restore(&self) -> Option<[u8; 16]> {
+        let (count, id) = self.position.borrow().restored;
+        (count > 0).then_some(id)
+    }
+
+    /// Id of the restore that has begun and not ended.
+    #[must_use]
+    pub fn staged_restore(&self) -> Option<[u8; 16]> {
+        self.position.borrow().staging
+    }
+
+    /// Resolves when [`State::restores`] is not `known`, with what it is. May be dropped.
+    pub async fn restored(&self, known: u64) -> u64 {
+        let mut position = self.position.subscribe();
+        match position
+            .wait_for(|position| position.restored.0 != known)
+            .await
+        {
+            Ok(position) => position.restored.0,
+            // The sender is this state's own.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Log index up to which this node has applied; 0 before the first entry.
@@ -174,15 +287,32 @@ impl State {
 
     /// Makes `changes` visible, all at once.
     fn commit(&self, changes: &Changes) -> io::Result<()> {
-        let db = self.db().map_err(io::Error::other)?;
-        let mut position = self.position.borrow().clone();
-        let batch = batch_of(&db, changes, &mut position)?;
+        let live = self.live.load_full();
+        let generation = live.ok_or_else(|| io::Error::other(StateError::Closed))?;
+        let db = &generation.db;
+        let old = self.position.borrow().clone();
+        let mut position = old.clone();
+        // No reader is left behind there: whoever still knew that family as the live one reads again.
+        let clean = old.staging.is_none() && generation.leftovers.swap(false, Ordering::Relaxed);
+        let unused = keys::staging(old.restored.0);
+        let batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
         db.write_opt(batch, &without_wal())
             .map_err(|error| io::Error::other(format!("writing the state failed: {error}")))?;
+        generation
+            .restores
+            .store(position.restored.0, Ordering::Release);
+        if clean {
+            free_space(db, unused)?;
+        }
+        if position.restored != old.restored
+            || (position.staging.is_none() && old.staging.is_some())
+        {
+            generation.leftovers.store(true, Ordering::Relaxed);
+        }
         let (before, after) = (self.applied(), position.applied.map_or(0, |id| id.index));
         self.position.send_replace(position);
         if before / FLUSH_EVERY != after / FLUSH_EVERY {
-            flush(&db, false)?;
+            flush(db, false)?;
         }
         Ok(())
     }
@@ -206,14 +336,22 @@ impl State {
 struct DbView(Arc<DB>);
 
 impl View for DbView {
-    fn mod_index(&self, key: &[u8]) -> io::Result<Option<u64>> {
+    fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
         let stored = self
             .0
-            .get_pinned_cf(cf(&self.0, CF_KV)?, key)
+            .get_pinned_cf(cf(&self.0, family)?, key)
             .map_err(io::Error::other)?;
         stored
             .map(|stored| split_value(&stored).map(|(mod_index, _)| mod_index))
             .transpose()
+    }
+
+    fn restores(&self) -> io::Result<u64> {
+        Ok(read_restored(&self.0)?.0)
+    }
+
+    fn staging(&self) -> io::Result<Option<Staging>> {
+        read_staging(&self.0)
     }
 
     fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Applied>> {
@@ -235,17 +373,54 @@ impl View for DbView {
     }
 }
 
-fn batch_of(db: &DB, changes: &Changes, position: &mut Position) -> io::Result<WriteBatch> {
-    let (kv, meta) = (cf(db, CF_KV)?, cf(db, CF_META)?);
+/// `clean`: a family to empty first.
+fn batch_of(
+    db: &DB,
+    changes: &Changes,
+    position: &mut Position,
+    clean: Option<&'static str>,
+) -> io::Result<WriteBatch> {
+    let meta = cf(db, CF_META)?;
     let mut batch = WriteBatch::default();
-    for change in &changes.list {
+    if let Some(family) = clean {
+        clear(db, &mut batch, family, &[])?;
+    }
+    for (at, change) in changes.list.iter().enumerate() {
         match change {
             Change::Put {
+                family,
                 key,
                 mod_index,
                 value,
-            } => batch.put_cf(kv, key, [&mod_index.to_be_bytes()[..], value].concat()),
-            Change::Delete { key } => batch.delete_cf(kv, key),
+            } => batch.put_cf(
+                cf(db, family)?,
+                key,
+                [&mod_index.to_be_bytes()[..], value].concat(),
+            ),
+            Change::Delete { family, key } => batch.delete_cf(cf(db, family)?, key),
+            Change::Clear { family } => {
+                clear(
+                    db,
+                    &mut batch,
+                    family,
+                    changes.list.get(..at).unwrap_or(&[]),
+                )?;
+            }
+            Change::Staging(staging) => {
+                position.staging = staging.map(|staging| staging.id);
+                match staging {
+                    Some(staging) => batch.put_cf(meta, META_STAGING, staging.encode()),
+                    None => batch.delete_cf(meta, META_STAGING),
+                }
+            }
+            Change::Restored { restores, id } => {
+                position.restored = (*restores, *id);
+                batch.put_cf(
+                    meta,
+                    META_RESTORED,
+                    [&restores.to_be_bytes()[..], id].concat(),
+                );
+            }
             Change::Remember { request, applied } => {
                 batch.put_cf(meta, keys::request(request), encode_applied(applied));
                 batch.put_cf(meta, keys::request_at(applied.index), request);
@@ -269,11 +444,89 @@ fn batch_of(db: &DB, changes: &Changes, position: &mut Position) -> io::Result<W
         let proto = StoredMembershipProto::from(membership);
         batch.put_cf(meta, META_MEMBERSHIP, proto.encode_to_vec());
     }
-    if changes.puts > 0 {
-        position.puts += changes.puts;
+    let puts = (position.puts + changes.puts).max(changes.puts_floor);
+    if puts != position.puts {
+        position.puts = puts;
         batch.put_cf(meta, META_PUT_COUNT, position.puts.to_be_bytes());
     }
     Ok(batch)
+}
+
+/// Empties `family`: what is stored there, and what `before` (earlier in the batch) has put there.
+fn clear(
+    db: &DB,
+    batch: &mut WriteBatch,
+    family: &'static str,
+    before: &[Change],
+) -> io::Result<()> {
+    let handle = cf(db, family)?;
+    let mut last: Option<Vec<u8>> = None;
+    if let Some(item) = db.iterator_cf(handle, IteratorMode::End).next() {
+        last = Some(item.map_err(io::Error::other)?.0.into_vec());
+    }
+    for change in before {
+        if let Change::Put {
+            family: of, key, ..
+        } = change
+            && *of == family
+            && last.as_ref().is_none_or(|last| key[..] > last[..])
+        {
+            last = Some(key.to_vec());
+        }
+    }
+    if let Some(last) = last {
+        batch.delete_range_cf(handle, &[][..], &last[..]);
+        batch.delete_cf(handle, &last);
+    }
+    Ok(())
+}
+
+/// Gives the disk space of an emptied family back. That it is empty must be durable before its files go.
+fn free_space(db: &DB, family: &'static str) -> io::Result<()> {
+    flush(db, true)?;
+    // Bounds beyond every key would do; files that hold the newest level stay until they are compacted.
+    db.delete_file_in_range_cf(cf(db, family)?, &[][..], &[0xff; 64][..])
+        .map_err(io::Error::other)
+}
+
+/// The value under `key` in `family`.
+fn value_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<(u64, Bytes)>> {
+    let stored = db
+        .get_pinned_cf(cf(db, family)?, key)
+        .map_err(io::Error::other)?;
+    let Some(stored) = stored else {
+        return Ok(None);
+    };
+    let (mod_index, value) = split_value(&stored)?;
+    Ok(Some((mod_index, Bytes::copy_from_slice(value))))
+}
+
+/// Restores so far and the last one's id.
+fn read_restored(db: &DB) -> io::Result<(u64, [u8; 16])> {
+    let stored = db
+        .get_pinned_cf(cf(db, CF_META)?, META_RESTORED)
+        .map_err(io::Error::other)?;
+    let Some(stored) = stored else {
+        return Ok((0, [0; 16]));
+    };
+    let parts = stored
+        .split_first_chunk()
+        .and_then(|(count, id)| Some((u64::from_be_bytes(*count), id.try_into().ok()?)));
+    parts.ok_or_else(|| damaged("the number of restores"))
+}
+
+/// Name of the live family in an opened database.
+pub(crate) fn live_family(db: &DB) -> io::Result<&'static str> {
+    Ok(keys::live(read_restored(db)?.0))
+}
+
+fn read_staging(db: &DB) -> io::Result<Option<Staging>> {
+    let stored = db
+        .get_pinned_cf(cf(db, CF_META)?, META_STAGING)
+        .map_err(io::Error::other)?;
+    stored
+        .map(|stored| Staging::decode(&stored).ok_or_else(|| damaged("the restore under way")))
+        .transpose()
 }
 
 fn read_position(db: &DB) -> io::Result<Position> {
@@ -294,6 +547,8 @@ fn read_position(db: &DB) -> io::Result<Position> {
     if let Some(bytes) = read(META_PUT_COUNT)? {
         position.puts = be_u64(&bytes).ok_or_else(|| damaged("the number of puts"))?;
     }
+    position.restored = read_restored(db)?;
+    position.staging = read_staging(db)?.map(|staging| staging.id);
     Ok(position)
 }
 
@@ -308,7 +563,8 @@ fn claim(db: &DB, identity: &Identity) -> io::Result<()> {
 fn flush(db: &DB, wait: bool) -> io::Result<()> {
     let mut options = FlushOptions::default();
     options.set_wait(wait);
-    db.flush_cfs_opt(&[cf(db, CF_KV)?, cf(db, CF_META)?], &options)
+    let families = [cf(db, CF_KV)?, cf(db, CF_KV_B)?, cf(db, CF_META)?];
+    db.flush_cfs_opt(&families, &options)
         .map_err(io::Error::other)
 }
 
@@ -331,6 +587,8 @@ fn encode_applied(applied: &Applied) -> Vec<u8> {
     let (outcome, op) = match applied.outcome {
         Outcome::Applied => (0u8, 0),
         Outcome::CheckFailed { op } => (1, op),
+        // Never remembered.
+        Outcome::Superseded => (2, 0),
     };
     [
         &applied.index.to_be_bytes()[..],
@@ -353,6 +611,7 @@ fn decode_applied(stored: &[u8]) -> io::Result<Applied> {
         1 => Outcome::CheckFailed {
             op: u32::from_be_bytes(op),
         },
+        2 => Outcome::Superseded,
         _ => return Err(damaged("a remembered outcome")),
     };
     Ok(Applied {

@@ -171,7 +171,8 @@ fn install_now(state: &State, meta: &Meta, from: &Path) -> io::Result<()> {
     adopt(&db, state)?;
     set_current(&state.dir, number)?;
     let db = Arc::new(db);
-    state.live.store(Some(Arc::new(Generation { number, db })));
+    let generation = Generation::new(number, db, &position)?;
+    state.live.store(Some(Arc::new(generation)));
     state.position.send_replace(position);
     let old_path = generation_dir(&state.dir, old.number);
     let db = Arc::clone(&old.db);

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     command::{Command, Op},
     log::LogStore,
+    restore::RestoreStep,
     stores::Stores,
     types::{Entry, log_id},
 };
@@ -171,7 +172,11 @@ fn unknown_layouts_and_damaged_pointers_are_refused() {
 
 #[test]
 fn an_outcome_survives_and_nothing_else_is_taken_for_one() {
-    for outcome in [Outcome::Applied, Outcome::CheckFailed { op: 77 }] {
+    for outcome in [
+        Outcome::Applied,
+        Outcome::CheckFailed { op: 77 },
+        Outcome::Superseded,
+    ] {
         let applied = Applied { index: 12, outcome };
         let stored = encode_applied(&applied);
         assert_eq!(decode_applied(&stored).unwrap(), applied);
@@ -180,7 +185,7 @@ fn an_outcome_survives_and_nothing_else_is_taken_for_one() {
         }
         assert!(decode_applied(&[stored, vec![0]].concat()).is_err());
     }
-    assert!(decode_applied(&[0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]).is_err());
+    assert!(decode_applied(&[0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]).is_err());
 }
 
 /// Stores whose log syncs only when told to, and with this result.
@@ -268,4 +273,177 @@ async fn a_failed_sync_acknowledges_nothing_and_ends_the_node() {
     assert!(why.unwrap().contains("the disk is gone"));
     drop(syncs);
     raft.shutdown().await;
+}
+
+fn command(index: u64, ops: Vec<Op>, restores: u64) -> Entry {
+    let command = Command {
+        restores,
+        ops,
+        ..Command::default()
+    };
+    Entry {
+        log_id: log_id(1, 1, index),
+        payload: EntryPayload::Normal(command.encode()),
+    }
+}
+
+fn rows(from: u32, count: u32) -> Vec<(Bytes, Bytes)> {
+    let row = |n: u32| {
+        let key = Bytes::from(format!("row-{n:08}"));
+        (key, Bytes::from(vec![7; 2000]))
+    };
+    (from..from + count).map(row).collect()
+}
+
+/// The whole of a restore of `rows`, from log index `first` on.
+fn restore(first: u64, id: [u8; 16], rows: Vec<(Bytes, Bytes)>) -> Vec<Entry> {
+    let mut sum = crate::RowSum::default();
+    rows.iter().for_each(|(key, value)| sum.add(key, value));
+    let chunks: Vec<Vec<(Bytes, Bytes)>> = rows.chunks(100).map(<[_]>::to_vec).collect();
+    let mut steps = vec![RestoreStep::Begin { id }];
+    steps.extend(
+        (0..)
+            .zip(chunks)
+            .map(|(seq, rows)| RestoreStep::Chunk { id, seq, rows }),
+    );
+    steps.push(RestoreStep::Commit {
+        id,
+        rows: sum.rows,
+        checksum: sum.checksum,
+        puts: 0,
+    });
+    let entry = |(index, step)| command(index, vec![Op::Restore(step)], 0);
+    (first..).zip(steps).map(entry).collect()
+}
+
+fn all_keys(state: &State) -> Vec<Bytes> {
+    state.keys(b"", None, 1 << 20).unwrap()
+}
+
+fn stored(state: &State, family: &str) -> usize {
+    let db = state.db().unwrap();
+    let family = cf(&db, family).unwrap();
+    db.iterator_cf(family, IteratorMode::Start).count()
+}
+
+#[tokio::test]
+async fn a_restore_survives_restarts_at_every_step_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    apply(&stores, vec![put(0, "old")]).await;
+    let entries = restore(1, [9; 16], rows(0, 250));
+    let last = entries.len();
+    append(&stores.log, [vec![put(0, "old")], entries.clone()].concat()).await;
+    for (at, entry) in entries.into_iter().enumerate() {
+        assert_eq!(all_keys(&stores.state), [&b"old"[..]], "before step {at}");
+        assert_eq!(stores.state.staged_restore(), (at > 0).then_some([9; 16]));
+        apply(&stores, vec![entry]).await;
+        stores.close().await;
+        stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    }
+    let state = stores.state();
+    assert_eq!(all_keys(&state).len(), 250);
+    assert_eq!((state.restores(), state.last_restore()), (1, Some([9; 16])));
+    // A row has the index of its chunk.
+    assert_eq!(state.get(b"row-00000000").unwrap().unwrap().0, 2);
+    assert_eq!(state.get(b"row-00000249").unwrap().unwrap().0, 4);
+    assert!(matches!(
+        state.get_at(0, b"old"),
+        Err(StateError::Superseded)
+    ));
+    assert_eq!(stored(&state, CF_KV), 1, "the old data is still there");
+    // The next write takes the old data away, and is itself in the new.
+    let put = Op::Put {
+        key: Bytes::from_static(b"new"),
+        value: Bytes::from_static(b"v"),
+    };
+    let index = 1 + last as u64;
+    append(&stores.log, vec![command(index, vec![put.clone()], 1)]).await;
+    apply(&stores, vec![command(index, vec![put], 1)]).await;
+    assert_eq!(stored(&state, CF_KV), 0);
+    assert_eq!(all_keys(&state).len(), 251);
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_restore_clears_what_an_unfinished_one_has_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let mut entries = restore(0, [1; 16], rows(1000, 300));
+    entries.pop();
+    let next = entries.len() as u64;
+    entries.extend(restore(next, [2; 16], rows(0, 10)));
+    append(&stores.log, entries.clone()).await;
+    // In one batch, so that what is to be cleared is in the batch itself.
+    apply(&stores, entries).await;
+    let state = stores.state();
+    assert_eq!(all_keys(&state).len(), 10);
+    assert_eq!(state.last_restore(), Some([2; 16]));
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn readers_see_the_old_data_or_the_new_and_never_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let mut entries = restore(0, [0; 16], rows(0, 50));
+    for id in 1..30u8 {
+        let next = entries.len() as u64;
+        entries.extend(restore(next, [id; 16], rows(0, 50)));
+    }
+    append(&stores.log, entries.clone()).await;
+    let (first, rest) = entries.split_at(3);
+    apply(&stores, first.to_vec()).await;
+    let state = stores.state();
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = std::thread::spawn({
+        let (state, stop) = (Arc::clone(&state), Arc::clone(&stop));
+        move || {
+            let mut reads = 0;
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(all_keys(&state).len(), 50);
+                assert!(state.get(b"row-00000007").unwrap().is_some());
+                reads += 1;
+            }
+            reads
+        }
+    });
+    for entry in rest {
+        apply(&stores, vec![entry.clone()]).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(reader.join().unwrap() > 0);
+    assert_eq!(state.restores(), 30);
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_held_checkpoint_stays_as_it_was_and_goes_when_it_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let entries = restore(2, [1; 16], rows(0, 5));
+    append(
+        &stores.log,
+        [vec![put(0, "a"), put(1, "b")], entries.clone()].concat(),
+    )
+    .await;
+    apply(&stores, vec![put(0, "a"), put(1, "b")]).await;
+    let held = stores.state.checkpoint().unwrap();
+    apply(&stores, entries).await;
+    let after = stores.state.checkpoint().unwrap();
+    let keys = |checkpoint: &Checkpoint| -> Vec<(Box<[u8]>, u64)> {
+        let rows = checkpoint.rows().unwrap().map(|row| row.unwrap());
+        rows.map(|(key, index, _)| (key, index)).collect()
+    };
+    assert_eq!(keys(&held), [(b"a"[..].into(), 0), (b"b"[..].into(), 1)]);
+    assert_eq!((held.index(), held.term(), held.put_count()), (1, 1, 2));
+    assert_eq!(keys(&after).len(), 5);
+    drop((held, after));
+    let left = |dir: &Path| std::fs::read_dir(dir.join("snapshots")).unwrap().count();
+    assert_eq!(left(dir.path()), 0);
+    // A process that is killed leaves it behind.
+    std::mem::forget(stores.state.checkpoint().unwrap());
+    stores.close().await;
+    drop(Stores::open(dir.path(), &identity(1)).unwrap());
+    assert_eq!(left(dir.path()), 0);
 }
