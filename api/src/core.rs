@@ -6,6 +6,7 @@ use crate::{
     mounts::Mounts,
     ports::{Barrier, SealWrap, Store},
     storage::Storage,
+    token::Tokens,
 };
 
 /// How clients know the cluster.
@@ -17,10 +18,11 @@ pub struct ClusterIdentity {
     pub id: String,
 }
 
-/// Storage, mount table and identity of an unsealed node.
+/// Storage, mount table, tokens and identity of an unsealed node.
 pub struct Core {
     storage: Storage,
     mounts: Mounts,
+    tokens: Tokens,
     cluster: ClusterIdentity,
 }
 
@@ -35,6 +37,7 @@ impl Core {
         Self {
             storage: Storage::new(store, barrier, wrap),
             mounts: Mounts::default(),
+            tokens: Tokens::default(),
             cluster,
         }
     }
@@ -49,6 +52,12 @@ impl Core {
     #[must_use]
     pub fn mounts(&self) -> &Mounts {
         &self.mounts
+    }
+
+    /// The tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// The cluster.

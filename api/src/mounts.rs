@@ -8,7 +8,11 @@
 //! - No mount's path is a prefix of another's.
 //! - Changes are guarded by the version they were decided on, so of two concurrent ones the second is decided again.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -221,26 +225,42 @@ pub enum MountError {
 
 /// The table in memory, read again when its version has changed.
 #[derive(Default)]
-pub struct Mounts(ArcSwap<MountTable>);
+pub struct Mounts {
+    table: ArcSwap<MountTable>,
+    /// Stored key of [`VERSION`], which every request asks for.
+    version_key: OnceLock<Vec<u8>>,
+}
 
 impl Mounts {
     /// The table as of this node's state; linearize first.
     pub async fn current(&self, storage: &Storage) -> Result<Arc<MountTable>, StorageError> {
         for _ in 0..ATTEMPTS {
-            let version = storage.mod_index(VERSION)?.unwrap_or(0);
-            let cached = self.0.load_full();
+            let version = self.version(storage)?;
+            let cached = self.table.load_full();
             if cached.version == version && version != 0 {
                 return Ok(cached);
             }
             let mounts = read_all(storage).await?;
             // Only what was read without a change in between is a table that existed.
-            if storage.mod_index(VERSION)?.unwrap_or(0) == version {
+            if self.version(storage)? == version {
                 let table = Arc::new(MountTable { version, mounts });
-                self.0.store(Arc::clone(&table));
+                self.table.store(Arc::clone(&table));
                 return Ok(table);
             }
         }
         Err(StoreError::Busy.into())
+    }
+
+    /// Log index of the last change; 0 before the first.
+    fn version(&self, storage: &Storage) -> Result<u64, StorageError> {
+        let key = match self.version_key.get() {
+            Some(key) => key,
+            None => {
+                let key = storage.stored_key(VERSION)?;
+                self.version_key.get_or_init(|| key)
+            }
+        };
+        Ok(storage.mod_index(key)?.unwrap_or(0))
     }
 
     /// Decides a change on the current table and commits it, again if another change came first.

@@ -106,8 +106,13 @@ pub trait Store: Send + Sync + 'static {
     /// Replicates and applies `batch`; returns its log index. Only the leader can.
     async fn commit(&self, batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError>;
 
-    /// Log index this node has applied, and the highest it knows to be committed.
-    fn indexes(&self) -> (u64, u64);
+    /// Log index of the last write of `key`, without reading its value.
+    fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
+        Ok(self.get(key)?.map(|stored| stored.mod_index))
+    }
+
+    /// Log index this node has applied. Asked for with every request: cheap.
+    fn applied(&self) -> u64;
 }
 
 /// Why the barrier did not give a value.

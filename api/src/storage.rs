@@ -123,10 +123,10 @@ impl Storage {
         Ok(self.store.linearize(deadline).await?)
     }
 
-    /// Applied and committed log index of this node.
+    /// Log index this node has applied.
     #[must_use]
-    pub fn indexes(&self) -> (u64, u64) {
-        self.store.indexes()
+    pub fn applied(&self) -> u64 {
+        self.store.applied()
     }
 
     /// The barrier, for salts and facts.
@@ -163,10 +163,15 @@ impl Storage {
         Ok(Some(Entry { value, mod_index }))
     }
 
-    /// Log index of the last write at `path`, without decrypting anything.
-    pub fn mod_index(&self, path: &str) -> Result<Option<u64>, StorageError> {
-        let key = self.barrier.key(path)?;
-        Ok(self.store.get(&key)?.map(|stored| stored.mod_index))
+    /// The stored key of `path`, for [`Storage::mod_index`].
+    pub fn stored_key(&self, path: &str) -> Result<Vec<u8>, StorageError> {
+        Ok(self.barrier.key(path)?)
+    }
+
+    /// Log index of the last write at a stored key, without decrypting anything: whatever was derived from the value of
+    /// that index is still true.
+    pub fn mod_index(&self, stored_key: &[u8]) -> Result<Option<u64>, StorageError> {
+        Ok(self.store.mod_index(stored_key)?)
     }
 
     /// Names directly under `folder`, sorted; a name with a trailing slash is a folder.

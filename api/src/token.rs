@@ -4,6 +4,11 @@
 //! - A token's stored name is an HMAC of it under a key of the keyring, so that reading the storage gives no token.
 //! - A token that carries the policy `root` is seal-wrapped.
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -19,6 +24,8 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 /// The policy that may do everything.
 pub const ROOT_POLICY: &str = "root";
 const ENTRY_VERSION: u32 = 1;
+/// Tokens remembered; past that all are forgotten and read again one by one.
+const MAX_REMEMBERED: usize = 16_384;
 
 /// What is stored of a token. The token itself is not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,21 +96,60 @@ pub(crate) fn initial_root(
     Ok(token)
 }
 
-/// The stored entry of `token`, `None` if there is no such token.
-pub(crate) async fn lookup(
-    storage: &Storage,
-    token: &str,
-) -> Result<Option<TokenEntry>, StorageError> {
-    let id = salted(storage.barrier(), "token", token.as_bytes());
-    let Some(entry) = storage.get(&format!("sys/token/id/{id}")).await? else {
-        return Ok(None);
-    };
-    let entry: TokenEntry =
-        serde_json::from_slice(&entry.value).map_err(|_| StorageError::Malformed("token"))?;
-    if entry.version != ENTRY_VERSION {
-        return Err(StorageError::Malformed("token"));
+/// Tokens, with those in memory that were used lately.
+///
+/// A remembered entry is taken only if the stored one is still the one it was read from, which the log index of its last
+/// write tells; so nothing has to be forgotten when a token changes, on whatever node.
+#[derive(Default)]
+pub struct Tokens(RwLock<HashMap<[u8; 32], Remembered>>);
+
+#[derive(Clone)]
+struct Remembered {
+    stored_key: Arc<[u8]>,
+    mod_index: u64,
+    entry: Arc<TokenEntry>,
+}
+
+impl Tokens {
+    /// The stored entry of `token`, `None` if there is no such token. Linearize first.
+    pub(crate) async fn lookup(
+        &self,
+        storage: &Storage,
+        token: &str,
+    ) -> Result<Option<Arc<TokenEntry>>, StorageError> {
+        let id = storage.barrier().hmac("token", token.as_bytes());
+        if let Some(known) = self.remembered(&id)
+            && storage.mod_index(&known.stored_key)? == Some(known.mod_index)
+        {
+            return Ok(Some(known.entry));
+        }
+        let path = format!("sys/token/id/{}", hex::encode(id));
+        let Some(stored) = storage.get(&path).await? else {
+            return Ok(None);
+        };
+        let entry: TokenEntry =
+            serde_json::from_slice(&stored.value).map_err(|_| StorageError::Malformed("token"))?;
+        if entry.version != ENTRY_VERSION {
+            return Err(StorageError::Malformed("token"));
+        }
+        let entry = Arc::new(entry);
+        let remembered = Remembered {
+            stored_key: storage.stored_key(&path)?.into(),
+            mod_index: stored.mod_index,
+            entry: Arc::clone(&entry),
+        };
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_REMEMBERED {
+            known.clear();
+        }
+        known.insert(id, remembered);
+        Ok(Some(entry))
     }
-    Ok(Some(entry))
+
+    fn remembered(&self, id: &[u8; 32]) -> Option<Remembered> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(id).cloned()
+    }
 }
 
 /// Name of what is stored about the token that `accessor` stands for.

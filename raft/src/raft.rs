@@ -281,9 +281,7 @@ impl Raft {
     /// # Errors
     /// `NoQuorum` when no leader confirmed one before `deadline`.
     pub async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
-        let mut role = self.watch();
         loop {
-            role.mark_unchanged();
             let asked = timeout_at(deadline.into(), self.0.services.read_index()).await;
             match asked {
                 Ok(Ok(index)) => return Ok(index),
@@ -291,6 +289,8 @@ impl Raft {
                 Ok(Err(ProbeError::NoLeader | ProbeError::NoQuorum)) => {}
                 Err(_) => return Err(ReadError::NoQuorum),
             }
+            let mut role = self.watch();
+            role.mark_unchanged();
             if self.0.closing.is_cancelled() || Instant::now() >= deadline {
                 return Err(ReadError::NoQuorum);
             }
@@ -346,6 +346,18 @@ impl Raft {
             members: members(metrics, timing),
             membership_index: metrics.membership_config.log_id().map_or(0, |id| id.index),
         })
+    }
+
+    /// The part this node plays now. Cheap.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        *self.0.role.borrow()
+    }
+
+    /// The `api_addr` on record of member `raft_id`. Cheap.
+    #[must_use]
+    pub fn api_addr(&self, raft_id: u64) -> Option<String> {
+        self.0.dialer.as_ref()?.directory.api_addr(raft_id)
     }
 
     /// The part this node plays, now and whenever it changes.

@@ -36,7 +36,14 @@ use subtle::ConstantTimeEq;
 /// HMAC-SHA256 over `parts`, each preceded by its length (u64 BE), so that no two lists of parts collide.
 #[must_use]
 pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = keyed(key);
+    hmac_parts(hmac_keyed(key), parts)
+}
+
+/// HMAC-SHA256 that has taken in its key and nothing else. Wiped on drop.
+pub(crate) type HmacSha256 = Hmac<Sha256>;
+
+/// As [`hmac_sha256`], with the key already taken in.
+pub(crate) fn hmac_parts(mut mac: HmacSha256, parts: &[&[u8]]) -> [u8; 32] {
     for part in parts {
         let len = u64::try_from(part.len()).unwrap_or(u64::MAX);
         mac.update(&len.to_be_bytes());
@@ -52,8 +59,8 @@ pub fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
 }
 
 #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
-fn keyed(key: &[u8]) -> Hmac<Sha256> {
-    <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("any length")
+pub(crate) fn hmac_keyed(key: &[u8]) -> HmacSha256 {
+    <HmacSha256 as KeyInit>::new_from_slice(key).expect("any length")
 }
 
 #[cfg(test)]
@@ -63,7 +70,7 @@ mod tests {
     #[test]
     fn hmac_is_hmac_and_parts_do_not_collide() {
         // RFC 4231 test case 2, on the primitive.
-        let mut mac = keyed(b"Jefe");
+        let mut mac = hmac_keyed(b"Jefe");
         mac.update(b"what do ya want for nothing?");
         assert_eq!(
             hex::encode(mac.finalize().into_bytes()),

@@ -36,7 +36,7 @@ use crate::{
     engines::{self, EngineRequest, Operation},
     ports::{ForwardError, Node, Role},
     sys,
-    token::{self, TokenEntry},
+    token::TokenEntry,
 };
 
 /// Set on an answer to a follower when the request is not done with: `nothing-done` or `unknown`. Never reaches a client.
@@ -355,7 +355,9 @@ impl Server {
         }
         let caller = match &api.token {
             None => return Err(ApiError::Denied),
-            Some(token) => token::lookup(core.storage(), token)
+            Some(token) => core
+                .tokens()
+                .lookup(core.storage(), token)
                 .await?
                 .ok_or(ApiError::Denied)?,
         };
@@ -437,7 +439,7 @@ fn clone_request(request: &Request<Bytes>) -> Request<Bytes> {
 
 /// Where this node's state stands, as Vault's clients carry it around.
 fn vault_index(core: &Core) -> Option<HeaderValue> {
-    let (applied, _) = core.storage().indexes();
+    let applied = core.storage().applied();
     let json = format!(
         r#"{{"cluster":"{}","value":"{applied}"}}"#,
         core.cluster().id

@@ -220,9 +220,8 @@ impl Store for TestStore {
         }
     }
 
-    fn indexes(&self) -> (u64, u64) {
-        let index = self.cluster.state.lock().unwrap().index;
-        (index, index)
+    fn applied(&self) -> u64 {
+        self.cluster.state.lock().unwrap().index
     }
 }
 

@@ -671,6 +671,7 @@ async fn start(
     let cluster = super::cluster_identity(config, &identity.cluster_id);
     let running = Arc::new(Running {
         raft: raft.clone(),
+        raft_id: identity.raft_id,
         cluster_id: identity.cluster_id,
         cluster_name: cluster.name.clone(),
         bundle: bundle.clone(),

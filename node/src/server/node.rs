@@ -47,6 +47,7 @@ pub(crate) enum Phase {
 /// Everything that exists only while unsealed.
 pub(crate) struct Running {
     pub(crate) raft: Raft,
+    pub(crate) raft_id: u64,
     pub(crate) cluster_id: [u8; 16],
     pub(crate) cluster_name: String,
     pub(crate) bundle: SealBundle,
@@ -123,18 +124,13 @@ impl Node for NodePort {
             return Role::NoLeader;
         };
         // Asked for every write: the role alone is cheap, the whole status is not.
-        if running.raft.watch().borrow().is_ready_leader {
+        let role = running.raft.role();
+        if role.is_ready_leader {
             return Role::Leader;
         }
-        let status = running.raft.status();
-        let leader = status
-            .leader
-            .filter(|leader| *leader != status.raft_id)
-            .and_then(|leader| status.members.iter().find(|m| m.raft_id == leader));
-        match leader {
-            Some(member) => Role::Follower {
-                leader_api_addr: member.info.api_addr.clone(),
-            },
+        let leader = role.leader.filter(|leader| *leader != running.raft_id);
+        match leader.and_then(|leader| running.raft.api_addr(leader)) {
+            Some(leader_api_addr) => Role::Follower { leader_api_addr },
             None => Role::NoLeader,
         }
     }

@@ -58,9 +58,12 @@ impl Store for StorePort {
         }
     }
 
-    fn indexes(&self) -> (u64, u64) {
-        let status = self.0.status();
-        (status.applied, status.committed)
+    fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
+        self.0.state().mod_index(key).map_err(state_error)
+    }
+
+    fn applied(&self) -> u64 {
+        self.0.state().applied()
     }
 }
 

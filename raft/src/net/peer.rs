@@ -94,6 +94,11 @@ impl Directory {
         self.members.load().contains_key(&id)
     }
 
+    pub(crate) fn api_addr(&self, id: u64) -> Option<String> {
+        let members = self.members.load();
+        members.get(&id).map(|info| info.api_addr.clone())
+    }
+
     fn address(&self, id: u64) -> Option<String> {
         if let Some(info) = self.members.load().get(&id) {
             return Some(info.cluster_addr.clone());

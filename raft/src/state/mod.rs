@@ -156,6 +156,14 @@ impl State {
         self.read(Some(restores), |db, family| value_in(db, family, key))
     }
 
+    /// The log index of the last write of `key`, without copying its value.
+    ///
+    /// # Errors
+    /// `Closed` during shutdown; `Read` when the disk or the data fails.
+    pub fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
+        Ok(DbView(self.db()?).mod_index(key)?)
+    }
+
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
     ///
     /// # Errors

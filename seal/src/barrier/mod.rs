@@ -76,6 +76,8 @@ struct Inner {
     active: ActiveKey,
     names: NameKey,
     hmac_key: Zeroizing<[u8; 32]>,
+    /// Keyed states by purpose: there are a handful of purposes, and a token is looked up with every request.
+    hmacs: RwLock<Vec<(&'static str, crate::HmacSha256)>>,
 }
 
 struct TermCipher {
@@ -186,12 +188,7 @@ impl Barrier {
     /// HMAC-SHA256 of `data` under a key that the keyring keeps for `purpose` alone.
     #[must_use]
     pub fn hmac(&self, purpose: &'static str, data: &[u8]) -> [u8; 32] {
-        let inner = self.inner();
-        let key = Zeroizing::new(crate::hmac_sha256(
-            inner.hmac_key.as_slice(),
-            &[b"strongroom-hmac/1", purpose.as_bytes()],
-        ));
-        crate::hmac_sha256(key.as_slice(), &[data])
+        crate::hmac_parts(self.inner().hmac_for(purpose), &[data])
     }
 
     /// Facts about the active key.
@@ -243,7 +240,26 @@ impl Inner {
             },
             names: NameKey::new(&keyring.name_key),
             hmac_key: keyring.hmac_key.clone(),
+            hmacs: RwLock::default(),
         }
+    }
+
+    fn hmac_for(&self, purpose: &'static str) -> crate::HmacSha256 {
+        let known = self.hmacs.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, keyed)) = known.iter().find(|(name, _)| *name == purpose) {
+            return keyed.clone();
+        }
+        drop(known);
+        let key = Zeroizing::new(crate::hmac_sha256(
+            self.hmac_key.as_slice(),
+            &[b"strongroom-hmac/1", purpose.as_bytes()],
+        ));
+        let keyed = crate::hmac_keyed(key.as_slice());
+        let mut known = self.hmacs.write().unwrap_or_else(PoisonError::into_inner);
+        if known.iter().all(|(name, _)| *name != purpose) {
+            known.push((purpose, keyed.clone()));
+        }
+        keyed
     }
 
     fn key(&self, term: u32) -> Option<&TermCipher> {

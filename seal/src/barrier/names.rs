@@ -7,6 +7,11 @@
 //! - Plain core name: byte `0x01`, then ASCII. Only what is needed before unseal has one.
 //! - The same path always gives the same stored key under one keyring. Source: RFC 5297 (AES-SIV).
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
 use aes_siv::{KeyInit, siv::Aes256Siv};
 use zeroize::Zeroizing;
 
@@ -21,7 +26,8 @@ pub(crate) const LEAF: u16 = 0x8000;
 
 /// Longest path, bytes. Keeps every segment's length below [`LEAF`] and stored keys small.
 const MAX_PATH: usize = 4096;
-const SIV_LEN: usize = 16;
+/// Folders whose encrypted prefix is remembered; past that all are forgotten and found again one by one.
+const MAX_FOLDERS: usize = 4096;
 /// Longest encrypted segment.
 pub(crate) const MAX_SEGMENT_LEN: u16 = 4096 + 16;
 
@@ -63,12 +69,20 @@ pub(super) fn check_path(path: &str) -> Result<(), BarrierError> {
     Ok(())
 }
 
-/// Encrypts and decrypts names. Wiped on drop.
-pub(super) struct NameKey(Zeroizing<[u8; 64]>);
+/// Encrypts and decrypts names. The key is wiped on drop.
+pub(super) struct NameKey {
+    key: Zeroizing<[u8; 64]>,
+    /// Encrypted prefixes by folder: a segment costs three passes of AES and two key schedules, and nearly every name
+    /// lies in a folder that was asked for a moment ago.
+    folders: RwLock<HashMap<Box<str>, Arc<[u8]>>>,
+}
 
 impl NameKey {
     pub(super) fn new(key: &Zeroizing<[u8; 64]>) -> Self {
-        Self(key.clone())
+        Self {
+            key: key.clone(),
+            folders: RwLock::default(),
+        }
     }
 
     pub(super) fn key(&self, path: &str) -> Result<Vec<u8>, BarrierError> {
@@ -121,27 +135,60 @@ impl NameKey {
 
     /// `path` is checked; `last` goes into the length field of the last segment.
     fn encode(&self, path: &str, last: u16) -> Result<Vec<u8>, BarrierError> {
-        let mut siv = self.siv();
-        let mut out = Vec::with_capacity(1 + path.len() + 4 * (2 + SIV_LEN));
-        out.push(ENCRYPTED);
+        let Some((parent, segment)) = path.rsplit_once('/') else {
+            return self.append(&[ENCRYPTED], "", path, last);
+        };
+        let folder = self.folder(parent)?;
+        self.append(&folder, parent, segment, last)
+    }
+
+    /// The encrypted prefix of a checked folder.
+    fn folder(&self, folder: &str) -> Result<Arc<[u8]>, BarrierError> {
+        let known = self.folders.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(prefix) = known.get(folder) {
+            return Ok(Arc::clone(prefix));
+        }
+        drop(known);
+        let mut prefix = vec![ENCRYPTED];
+        let mut parent = "";
         let mut start = 0;
-        for segment in path.split('/') {
+        for segment in folder.split('/') {
+            prefix = self.append(&prefix, parent, segment, 0)?;
             let end = start + segment.len();
-            let parent = path.get(..start.saturating_sub(1)).unwrap_or_default();
-            let sealed = siv
-                .encrypt([parent.as_bytes()], segment.as_bytes())
-                .map_err(|_| BarrierError::Damaged)?;
-            let len = u16::try_from(sealed.len()).map_err(|_| BarrierError::Path("too long"))?;
-            let flag = if end == path.len() { last } else { 0 };
-            out.extend_from_slice(&(len | flag).to_be_bytes());
-            out.extend_from_slice(&sealed);
+            parent = folder.get(..end).unwrap_or_default();
             start = end + 1;
         }
+        let prefix: Arc<[u8]> = prefix.into();
+        let mut known = self.folders.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_FOLDERS {
+            known.clear();
+        }
+        known.insert(folder.into(), Arc::clone(&prefix));
+        Ok(prefix)
+    }
+
+    /// `prefix` (that of folder `parent`) and the encrypted `segment` behind it.
+    fn append(
+        &self,
+        prefix: &[u8],
+        parent: &str,
+        segment: &str,
+        flag: u16,
+    ) -> Result<Vec<u8>, BarrierError> {
+        let sealed = self
+            .siv()
+            .encrypt([parent.as_bytes()], segment.as_bytes())
+            .map_err(|_| BarrierError::Damaged)?;
+        let len = u16::try_from(sealed.len()).map_err(|_| BarrierError::Path("too long"))?;
+        let mut out = Vec::with_capacity(prefix.len() + 2 + sealed.len());
+        out.extend_from_slice(prefix);
+        out.extend_from_slice(&(len | flag).to_be_bytes());
+        out.extend_from_slice(&sealed);
         Ok(out)
     }
 
     fn siv(&self) -> Aes256Siv {
-        Aes256Siv::new((&*self.0).into())
+        Aes256Siv::new((&*self.key).into())
     }
 }
 
@@ -216,6 +263,19 @@ mod tests {
         assert!(child.skip_to > below && child.skip_to.starts_with(&folder));
         assert_eq!(names.child("a", &value), Err(BarrierError::Damaged));
         assert_eq!(names.child("b", &below), Err(BarrierError::Damaged));
+    }
+
+    #[test]
+    fn remembered_folders_are_bounded_and_give_the_same_keys() {
+        let warm = names();
+        for n in 0..MAX_FOLDERS + 10 {
+            warm.key(&format!("kv/{n}/a")).unwrap();
+            assert!(warm.folders.read().unwrap().len() <= MAX_FOLDERS);
+        }
+        for path in ["kv/7/a", "kv/7/b", "kv/7", "kv", "kv/7/a/deep/er"] {
+            assert_eq!(warm.key(path).unwrap(), names().key(path).unwrap());
+            assert_eq!(warm.key(path).unwrap(), names().key(path).unwrap());
+        }
     }
 
     #[test]
