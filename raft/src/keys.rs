@@ -71,7 +71,7 @@ pub(crate) fn log(index: u64) -> [u8; 8] {
     index.to_be_bytes()
 }
 
-/// State meta CF: outcome of the command with this request id.
+/// State meta CF: outcome of the command with this request id. Only in states that an early version has written.
 pub(crate) fn request(id: &[u8; 16]) -> [u8; 17] {
     let mut key = [REQUEST; 17];
     let (_, rest) = key.split_at_mut(1);
@@ -79,12 +79,17 @@ pub(crate) fn request(id: &[u8; 16]) -> [u8; 17] {
     key
 }
 
-/// State meta CF: request id of the command at `index`, so that it can be forgotten in order.
+/// State meta CF: request id and outcome of the command at `index`.
 pub(crate) fn request_at(index: u64) -> [u8; 9] {
     let mut key = [REQUEST_AT; 9];
     let (_, rest) = key.split_at_mut(1);
     rest.copy_from_slice(&index.to_be_bytes());
     key
+}
+
+/// Reads the index from [`request_at`]'s key.
+pub(crate) fn request_index(key: &[u8]) -> Option<u64> {
+    be_u64(key.strip_prefix(&[REQUEST_AT])?)
 }
 
 /// The live family after `restores` restores.

@@ -63,7 +63,7 @@ impl Machine {
             return Ok(());
         };
         self.log.wait_durable(last.log_id.index).await?;
-        let view = DbView(self.state.db().map_err(io::Error::other)?);
+        let view = DbView(self.state.generation().map_err(io::Error::other)?);
         let mut changes = Changes::default();
         let mut replies: Vec<(Responder, Applied)> = Vec::new();
         for (entry, responder) in batch {

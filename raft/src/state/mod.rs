@@ -12,13 +12,15 @@
 mod apply;
 mod checkpoint;
 mod machine;
+mod outcomes;
 mod snapshot;
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -29,8 +31,11 @@ use prost::Message;
 use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
-use self::apply::{Change, Changes, View};
 pub use self::checkpoint::{Checkpoint, CheckpointRow};
+use self::{
+    apply::{Change, Changes, View},
+    outcomes::Outcomes,
+};
 pub(crate) use self::{machine::Machine, snapshot::SnapshotDir};
 use crate::{
     command::{Applied, Outcome},
@@ -40,6 +45,7 @@ use crate::{
         self, CF_KV, CF_KV_B, CF_META, CURRENT_FILE, FIRST_GENERATION, META_APPLIED, META_FORMAT,
         META_MEMBERSHIP, META_PUT_COUNT, META_RESTORED, META_STAGING, be_u64,
     },
+    log::lock,
     proto::{LogIdProto, StoredMembershipProto},
     restore::Staging,
     rocks::{self, Kind, cf},
@@ -48,6 +54,9 @@ use crate::{
 
 /// After this many applied entries the state is flushed in the background: bounds the replay after a crash.
 const FLUSH_EVERY: u64 = 20_000;
+
+/// Keys whose last write is kept in memory; past that all are forgotten and read again one by one.
+const MAX_WATCHED: usize = 4096;
 
 /// How far the state is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +94,9 @@ struct Generation {
     restores: AtomicU64,
     /// The family that is not live holds leftovers of a restore, or the data that one has replaced.
     leftovers: AtomicBool,
+    outcomes: Mutex<Outcomes>,
+    /// Log index of the last write of keys that were asked for, kept up to date by every commit.
+    watched: RwLock<HashMap<Box<[u8]>, Option<u64>>>,
 }
 
 impl Generation {
@@ -92,12 +104,53 @@ impl Generation {
         let family = cf(&db, keys::staging(position.restored.0))?;
         let leftovers = position.staging.is_none()
             && db.iterator_cf(family, IteratorMode::Start).next().is_some();
+        let outcomes = Outcomes::load(&db, position.applied.map_or(0, |id| id.index))?;
         Ok(Self {
             number,
             db,
             restores: position.restored.0.into(),
             leftovers: leftovers.into(),
+            outcomes: Mutex::new(outcomes),
+            watched: RwLock::default(),
         })
+    }
+
+    /// Takes into memory what `changes`, now written, have changed there.
+    fn follow(&self, changes: &Changes, restored: bool) {
+        let live = keys::live(self.restores.load(Ordering::Acquire));
+        // Under the lock after the write: a reader that fills in a value has read it under the lock, before or after.
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        let mut outcomes = lock(&self.outcomes);
+        if restored {
+            watched.clear();
+        }
+        for change in &changes.list {
+            match change {
+                Change::Put {
+                    family,
+                    key,
+                    mod_index,
+                    ..
+                } if *family == live => {
+                    if let Some(known) = watched.get_mut(&key[..]) {
+                        *known = Some(*mod_index);
+                    }
+                }
+                Change::Delete { family, key } if *family == live => {
+                    if let Some(known) = watched.get_mut(&key[..]) {
+                        *known = None;
+                    }
+                }
+                Change::Clear { family } if *family == live => watched.clear(),
+                Change::Remember { request, applied } => outcomes.remember(*request, *applied),
+                Change::Forget { request, index } => outcomes.forget(request, *index),
+                Change::Put { .. }
+                | Change::Delete { .. }
+                | Change::Clear { .. }
+                | Change::Staging(_)
+                | Change::Restored { .. } => {}
+            }
+        }
     }
 }
 
@@ -156,12 +209,27 @@ impl State {
         self.read(Some(restores), |db, family| value_in(db, family, key))
     }
 
-    /// The log index of the last write of `key`, without copying its value.
+    /// The log index of the last write of `key`, from memory if it was asked for lately: for the few keys that every
+    /// request asks for.
     ///
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
-        Ok(DbView(self.db()?).mod_index(key)?)
+        let live = self.live.load();
+        let generation = live.as_ref().ok_or(StateError::Closed)?;
+        let watched = generation.watched.read();
+        if let Some(known) = watched.unwrap_or_else(PoisonError::into_inner).get(key) {
+            return Ok(*known);
+        }
+        let watched = generation.watched.write();
+        let mut watched = watched.unwrap_or_else(PoisonError::into_inner);
+        let family = keys::live(generation.restores.load(Ordering::Acquire));
+        let found = mod_index_in(&generation.db, family, key)?;
+        if watched.len() >= MAX_WATCHED {
+            watched.clear();
+        }
+        watched.insert(key.into(), found);
+        Ok(found)
     }
 
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
@@ -287,6 +355,10 @@ impl State {
         self.position.subscribe()
     }
 
+    fn generation(&self) -> Result<Arc<Generation>, StateError> {
+        self.live.load_full().ok_or(StateError::Closed)
+    }
+
     fn db(&self) -> Result<Arc<DB>, StateError> {
         let live = self.live.load();
         let generation = live.as_ref().ok_or(StateError::Closed)?;
@@ -303,12 +375,15 @@ impl State {
         // No reader is left behind there: whoever still knew that family as the live one reads again.
         let clean = old.staging.is_none() && generation.leftovers.swap(false, Ordering::Relaxed);
         let unused = keys::staging(old.restored.0);
-        let batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
+        let mut batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
+        let (before, after) = (index_of(&old), index_of(&position));
+        outcomes::sweep(db, &mut batch, before, after)?;
         db.write_opt(batch, &without_wal())
             .map_err(|error| io::Error::other(format!("writing the state failed: {error}")))?;
         generation
             .restores
             .store(position.restored.0, Ordering::Release);
+        generation.follow(changes, position.restored != old.restored);
         if clean {
             free_space(db, unused)?;
         }
@@ -317,7 +392,6 @@ impl State {
         {
             generation.leftovers.store(true, Ordering::Relaxed);
         }
-        let (before, after) = (self.applied(), position.applied.map_or(0, |id| id.index));
         self.position.send_replace(position);
         if before / FLUSH_EVERY != after / FLUSH_EVERY {
             flush(db, false)?;
@@ -340,45 +414,42 @@ impl State {
     }
 }
 
+fn index_of(position: &Position) -> u64 {
+    position.applied.map_or(0, |id| id.index)
+}
+
 /// Reads the state directly; one per apply batch.
-struct DbView(Arc<DB>);
+struct DbView(Arc<Generation>);
 
 impl View for DbView {
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
-        let stored = self
-            .0
-            .get_pinned_cf(cf(&self.0, family)?, key)
-            .map_err(io::Error::other)?;
-        stored
-            .map(|stored| split_value(&stored).map(|(mod_index, _)| mod_index))
-            .transpose()
+        mod_index_in(&self.0.db, family, key)
     }
 
     fn restores(&self) -> io::Result<u64> {
-        Ok(read_restored(&self.0)?.0)
+        Ok(read_restored(&self.0.db)?.0)
     }
 
     fn staging(&self) -> io::Result<Option<Staging>> {
-        read_staging(&self.0)
+        read_staging(&self.0.db)
     }
 
     fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Applied>> {
-        let stored = self
-            .0
-            .get_pinned_cf(cf(&self.0, CF_META)?, keys::request(request))
-            .map_err(io::Error::other)?;
-        stored.map(|stored| decode_applied(&stored)).transpose()
+        Ok(lock(&self.0.outcomes).get(request))
     }
 
     fn request_at(&self, index: u64) -> io::Result<Option<[u8; 16]>> {
-        let stored = self
-            .0
-            .get_pinned_cf(cf(&self.0, CF_META)?, keys::request_at(index))
-            .map_err(io::Error::other)?;
-        stored
-            .map(|id| id[..].try_into().map_err(|_| damaged("a request id")))
-            .transpose()
+        Ok(lock(&self.0.outcomes).at(index))
     }
+}
+
+fn mod_index_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
+    let stored = db
+        .get_pinned_cf(cf(db, family)?, key)
+        .map_err(io::Error::other)?;
+    stored
+        .map(|stored| split_value(&stored).map(|(mod_index, _)| mod_index))
+        .transpose()
 }
 
 /// `clean`: a family to empty first.
@@ -430,13 +501,11 @@ fn batch_of(
                 );
             }
             Change::Remember { request, applied } => {
-                batch.put_cf(meta, keys::request(request), encode_applied(applied));
-                batch.put_cf(meta, keys::request_at(applied.index), request);
+                let row = outcomes::encode(request, applied);
+                batch.put_cf(meta, keys::request_at(applied.index), row);
             }
-            Change::Forget { request, index } => {
-                batch.delete_cf(meta, keys::request(request));
-                batch.delete_cf(meta, keys::request_at(*index));
-            }
+            // Leaves the disk in a range, with others.
+            Change::Forget { .. } => {}
         }
     }
     if let Some(applied) = changes.applied {
@@ -590,22 +659,7 @@ pub(crate) fn split_value(stored: &[u8]) -> io::Result<(u64, &[u8])> {
     Ok((u64::from_be_bytes(*mod_index), value))
 }
 
-/// `index u64 BE | outcome u8 | op u32 BE`.
-fn encode_applied(applied: &Applied) -> Vec<u8> {
-    let (outcome, op) = match applied.outcome {
-        Outcome::Applied => (0u8, 0),
-        Outcome::CheckFailed { op } => (1, op),
-        // Never remembered.
-        Outcome::Superseded => (2, 0),
-    };
-    [
-        &applied.index.to_be_bytes()[..],
-        &[outcome],
-        &op.to_be_bytes(),
-    ]
-    .concat()
-}
-
+/// `index u64 BE | outcome u8 | op u32 BE`, as an early version stored an outcome under its request id.
 fn decode_applied(stored: &[u8]) -> io::Result<Applied> {
     let parts = stored
         .split_first_chunk::<8>()

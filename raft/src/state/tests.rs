@@ -170,22 +170,78 @@ fn unknown_layouts_and_damaged_pointers_are_refused() {
     );
 }
 
-#[test]
-fn an_outcome_survives_and_nothing_else_is_taken_for_one() {
-    for outcome in [
-        Outcome::Applied,
-        Outcome::CheckFailed { op: 77 },
-        Outcome::Superseded,
-    ] {
-        let applied = Applied { index: 12, outcome };
-        let stored = encode_applied(&applied);
-        assert_eq!(decode_applied(&stored).unwrap(), applied);
-        for len in 0..stored.len() {
-            assert!(decode_applied(&stored[..len]).is_err());
+#[tokio::test]
+async fn outcomes_survive_a_restart_and_so_do_those_of_the_first_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    let request = |index: u64, id: u8| {
+        let command = Command {
+            request_id: [id; 16],
+            ..Command::default()
+        };
+        Entry {
+            log_id: log_id(1, 1, index),
+            payload: EntryPayload::Normal(command.encode()),
         }
-        assert!(decode_applied(&[stored, vec![0]].concat()).is_err());
+    };
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let entries = || (0..5).map(|index| request(index, index as u8 + 1));
+    append(&stores.log, entries().collect()).await;
+    apply(&stores, entries().collect()).await;
+    let known = |stores: &Stores, id: u8| {
+        let live = stores.state.live.load();
+        let outcomes = lock(&live.as_ref().unwrap().outcomes);
+        outcomes.get(&[id; 16]).map(|applied| applied.index)
+    };
+    assert_eq!(known(&stores, 5), Some(4));
+    {
+        // Entry 3 as an early version has left it.
+        let db = stores.state.db().unwrap();
+        let meta = cf(&db, CF_META).unwrap();
+        let outcome = [&3u64.to_be_bytes()[..], &[1, 0, 0, 0, 9]].concat();
+        db.put_cf_opt(meta, keys::request(&[4; 16]), outcome, &without_wal())
+            .unwrap();
+        db.put_cf_opt(meta, keys::request_at(3), [4; 16], &without_wal())
+            .unwrap();
     }
-    assert!(decode_applied(&[0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]).is_err());
+    stores.close().await;
+    for _ in 0..2 {
+        let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+        for id in 1..=5 {
+            assert_eq!(known(&stores, id), Some(u64::from(id) - 1));
+        }
+        assert_eq!(known(&stores, 6), None);
+        let db = stores.state.db().unwrap();
+        let old = db.get_cf(cf(&db, CF_META).unwrap(), keys::request(&[4; 16]));
+        assert_eq!(old.unwrap(), None);
+        drop(db);
+        stores.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_watched_key_is_told_of_every_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let state = stores.state();
+    assert_eq!(state.mod_index(b"a").unwrap(), None);
+    apply(&stores, vec![put(0, "a"), put(1, "b")]).await;
+    assert_eq!(state.mod_index(b"a").unwrap(), Some(0));
+    assert_eq!(state.mod_index(b"b").unwrap(), Some(1));
+    apply(&stores, vec![put(2, "a")]).await;
+    assert_eq!(state.mod_index(b"a").unwrap(), Some(2));
+    let delete = Command {
+        ops: vec![Op::Delete {
+            key: Bytes::from_static(b"a"),
+        }],
+        ..Command::default()
+    };
+    let entry = Entry {
+        log_id: log_id(1, 1, 3),
+        payload: EntryPayload::Normal(delete.encode()),
+    };
+    apply(&stores, vec![entry]).await;
+    assert_eq!(state.mod_index(b"a").unwrap(), None);
+    stores.close().await;
 }
 
 /// Stores whose log syncs only when told to, and with this result.
