@@ -27,7 +27,7 @@ pub mod token;
 
 use zeroize::Zeroizing;
 
-pub use self::http::{HttpSettings, NOT_LEADER, forwarded_router, router};
+pub use self::http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, forwarded_router, router};
 use self::ports::{Barrier, BarrierError, SealWrap, StoredBatch};
 
 /// Why the first entries of a cluster could not be made.

@@ -62,8 +62,11 @@ pub enum StoreError {
     /// Nothing was written: too much is in flight; try again later.
     #[error("the server is busy")]
     Busy,
+    /// Nothing was written: the leader's disk is nearly full.
+    #[error("the disk of the leader is nearly full; it takes no writes until there is room")]
+    NoRoom,
     /// Nothing was written: the batch is larger than an entry may be.
-    #[error("the entry is {len} bytes; at most {max} are allowed")]
+    #[error("put failed due to value being too large; got {len} bytes, max: {max} bytes")]
     TooLarge {
         /// Encoded size, bytes.
         len: usize,
@@ -91,6 +94,9 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Source: Ongaro's dissertation §6.4 (ReadIndex).
     async fn linearize(&self, deadline: Instant) -> Result<(), StoreError>;
+
+    /// Whether this node has applied `index`, waiting for it until `deadline`.
+    async fn wait_applied(&self, index: u64, deadline: Instant) -> bool;
 
     /// The value stored under `key` on this node.
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError>;
@@ -416,6 +422,15 @@ pub enum ForwardError {
     Unknown(String),
 }
 
+/// In which form `sys/metrics` is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsFormat {
+    /// As go-metrics writes it.
+    Json,
+    /// Text format 0.0.4.
+    Prometheus,
+}
+
 /// The node around the API: lifecycle, cluster facts, forwarding.
 #[async_trait]
 pub trait Node: Send + Sync + 'static {
@@ -443,6 +458,8 @@ pub trait Node: Send + Sync + 'static {
         request: http::Request<Bytes>,
         deadline: Instant,
     ) -> Result<http::Response<Bytes>, ForwardError>;
+    /// This node's figures; `None`: the configuration turns this form off.
+    fn metrics(&self, format: MetricsFormat) -> Option<String>;
     /// Whether the node is about to stop: `sys/health` says so before anything else changes, so that a load balancer
     /// sends requests elsewhere while this node still serves those it has.
     fn is_leaving(&self) -> bool {

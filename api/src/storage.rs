@@ -123,6 +123,11 @@ impl Storage {
         Ok(self.store.linearize(deadline).await?)
     }
 
+    /// Whether this node has applied `index`, waiting for it until `deadline`.
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> bool {
+        self.store.wait_applied(index, deadline).await
+    }
+
     /// Log index this node has applied.
     #[must_use]
     pub fn applied(&self) -> u64 {

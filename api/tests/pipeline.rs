@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderValue;
 use serde_json::json;
-use strongroom_api::{HttpSettings, NOT_LEADER, forwarded_router, router};
+use strongroom_api::{HttpSettings, Limits, NOT_LEADER, forwarded_router, router};
 use support::{Answer, Cluster, Fault, request, settings};
 
 const MOUNT: &str = r#"{"type":"kv"}"#;
@@ -428,6 +428,8 @@ async fn bodies_are_bounded_together_too() {
     let settings = HttpSettings {
         max_request_size: 1024,
         max_request_duration: Duration::from_secs(2),
+        limits: Limits::new(100, 16 << 10),
+        ..HttpSettings::default()
     };
     let service = router(nodes[0].port(), settings);
     // Sixteen bodies that do not end hold all there is.

@@ -177,6 +177,8 @@ impl Cluster {
             generate_key: false,
             retry_join: (1..number).map(|other| self.url(other)).collect(),
             log_level: "info",
+            listener_extra: String::new(),
+            storage_extra: String::new(),
             extra: String::new(),
             environment: Vec::new(),
         };

@@ -29,6 +29,10 @@ pub struct NodeConfig {
     pub retry_join: Vec<String>,
     /// `log_level`.
     pub log_level: &'static str,
+    /// Written into the listener, as it is.
+    pub listener_extra: String,
+    /// Written into the storage, as it is.
+    pub storage_extra: String,
     /// Written at the end, as it is.
     pub extra: String,
     /// Environment of the process, besides the HSM's.
@@ -47,6 +51,8 @@ impl NodeConfig {
             key_label,
             generate_key,
             log_level,
+            listener_extra,
+            storage_extra,
             extra,
             ..
         } = self;
@@ -74,6 +80,7 @@ listener "tcp" {{
   cluster_address = "127.0.0.1:{cluster_port}"
   tls_cert_file   = "{cert}"
   tls_key_file    = "{key}"
+  {listener_extra}
 }}
 
 seal "pkcs11" {{
@@ -88,6 +95,7 @@ storage "raft" {{
   path                   = "{data}"
   node_id                = "{name}"
   performance_multiplier = 1
+  {storage_extra}
 {joins}}}
 {extra}
 "#,

@@ -43,7 +43,7 @@ pub enum OpenError {
         why: String,
     },
     /// RocksDB did not open.
-    #[error("opening the database `{}` failed", path.display())]
+    #[error("opening the database `{}` failed{}", path.display(), crate::rocks::advice(source))]
     Database {
         /// The database.
         path: PathBuf,
@@ -116,6 +116,9 @@ pub enum ProposeError {
     /// Nothing was written: too much is in flight, or there was no room before the deadline.
     #[error("too many writes are in flight")]
     Busy,
+    /// Nothing was written: the disk of this node, which leads, is nearly full.
+    #[error("the disk of the leader is nearly full; it takes no writes until there is room")]
+    NoRoom,
     /// Nothing was written: the command is larger than an entry may be.
     #[error("the command is {len} bytes; at most {max} are allowed")]
     TooLarge {

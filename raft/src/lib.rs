@@ -22,6 +22,7 @@ mod command;
 #[cfg(test)]
 mod conformance;
 mod error;
+mod figures;
 #[cfg(test)]
 mod golden;
 mod identity;
@@ -40,6 +41,8 @@ mod start;
 mod state;
 mod stores;
 mod types;
+mod vitals;
+mod watchdog;
 
 pub use crate::{
     command::{Applied, Command, CommandError, Expect, Op, Outcome},
@@ -49,8 +52,9 @@ pub use crate::{
     },
     identity::{Identity, IdentityError},
     net::{ALPN, IncomingStream},
-    raft::{MemberStatus, Options, Raft, Role, Status, Transport},
+    raft::{MemberStatus, Options, Raft, Role, Status, Transport, Usage},
     restore::{RestoreStep, RowSum},
+    rocks::DatabaseSize,
     state::{Checkpoint, CheckpointRow, State},
     stores::{LogContent, LogRow, ReadOnlyStores, StateRow, Stores},
     types::PeerInfo,

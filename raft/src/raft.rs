@@ -23,7 +23,7 @@ use openraft::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::timeout_at,
 };
 use tokio_rustls::TlsStream;
@@ -35,16 +35,19 @@ use crate::{
         DialError, InitializeError, MembershipError, ProposeError, ReadError, StartError,
         TransferError,
     },
+    figures::{figures, seconds},
     identity::Identity,
     log::{LogStore, lock},
     net::{Dialer, IncomingStream},
     reads::ProbeError,
     reconcile,
+    rocks::DatabaseSize,
     services::{Services, age, known_leader},
     start::{self, Timing},
     state::State,
     stores::{DirLock, Stores},
     types::{Metrics, PeerInfo},
+    vitals::Refusal,
 };
 
 /// Bytes of commands proposed here that may wait for their outcome; beyond that proposals get `Busy`.
@@ -65,6 +68,8 @@ pub struct Options {
     pub multiplier: u32,
     /// Largest encoded command, bytes; at most 4 MiB.
     pub max_entry_size: usize,
+    /// Bytes to keep free on the data directory's disk; `None`: 2 % of it, 64 MiB to 1 GiB.
+    pub min_free_disk: Option<u64>,
 }
 
 /// The cluster port.
@@ -139,6 +144,17 @@ pub struct Status {
     pub membership_index: u64,
 }
 
+/// What a node holds, for its operator; see [`Raft::usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of proposals that wait for their outcome.
+    pub in_flight_bytes: usize,
+    /// The log's database.
+    pub log: DatabaseSize,
+    /// The state's database.
+    pub state: DatabaseSize,
+}
+
 /// A running Raft node. Clones share it.
 #[derive(Clone)]
 pub struct Raft(pub(crate) Arc<Inner>);
@@ -151,7 +167,7 @@ pub(crate) struct Inner {
     pub(crate) dialer: Option<Arc<Dialer>>,
     pub(crate) role: watch::Receiver<Role>,
     pub(crate) leader_since_ms: Arc<AtomicU64>,
-    pub(crate) in_flight: Semaphore,
+    pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     /// openraft's part of the stores' users.
     pub(crate) users: TaskTracker,
@@ -217,23 +233,43 @@ impl Raft {
         let encoded = command.encode();
         let len = encoded.0.len();
         if len > max {
+            figures().refused_size.increment(1);
             return Err(ProposeError::TooLarge { len, max });
         }
         if Instant::now() >= deadline {
             return Err(ProposeError::Busy);
         }
         let units = u32::try_from(len / UNIT + 1).unwrap_or(u32::MAX);
-        let _admitted = self
-            .0
-            .in_flight
-            .try_acquire_many(units)
-            .map_err(|_| ProposeError::Busy)?;
+        match self.0.services.vitals.refusal() {
+            None => {}
+            Some(Refusal::Room) => {
+                figures().refused_room.increment(1);
+                return Err(ProposeError::NoRoom);
+            }
+            Some(Refusal::Backlog) => {
+                figures().refused_busy.increment(1);
+                return Err(ProposeError::Busy);
+            }
+        }
+        let in_flight = Arc::clone(&self.0.in_flight);
+        let mut admitted = in_flight
+            .try_acquire_many_owned(units)
+            .map(Some)
+            .map_err(|_| {
+                figures().refused_busy.increment(1);
+                ProposeError::Busy
+            })?;
+        let began = Instant::now();
         // Directly after an election the leader's lease is not confirmed yet; one heartbeat confirms it.
         let patience = Instant::now() + self.0.services.timing.heartbeat;
         loop {
-            match self.propose_once(&encoded, deadline).await {
+            match self.propose_once(&encoded, &mut admitted, deadline).await {
                 Err(ProposeError::NoQuorum) if Instant::now() < patience.min(deadline) => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Ok(applied) => {
+                    figures().commit.record(seconds(began.elapsed()));
+                    return Ok(applied);
                 }
                 result => return result,
             }
@@ -243,6 +279,7 @@ impl Raft {
     async fn propose_once(
         &self,
         encoded: &crate::types::Encoded,
+        admitted: &mut Option<OwnedSemaphorePermit>,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
         let (responder, answer) = OneshotResponder::new_pair();
@@ -257,7 +294,11 @@ impl Raft {
             Ok(Err(fatal)) => return Err(ProposeError::Fatal(fatal.to_string())),
             Ok(Ok(())) => {}
         }
-        match timeout_at(deadline.into(), answer).await {
+        let mut pending = Pending {
+            answer: Some(answer),
+            admitted,
+        };
+        match timeout_at(deadline.into(), pending.answer()).await {
             Err(_) | Ok(Err(_)) => Err(ProposeError::Unknown),
             Ok(Ok(Ok(response))) => Ok(response.data),
             Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(match forward.reason {
@@ -358,6 +399,17 @@ impl Raft {
     #[must_use]
     pub fn api_addr(&self, raft_id: u64) -> Option<String> {
         self.0.dialer.as_ref()?.directory.api_addr(raft_id)
+    }
+
+    /// What the node holds at this moment, for its operator.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let free = self.0.in_flight.available_permits();
+        Usage {
+            in_flight_bytes: ADMISSION.saturating_sub(free) * UNIT,
+            log: self.0.log.size(),
+            state: self.0.state.size(),
+        }
     }
 
     /// The part this node plays, now and whenever it changes.
@@ -497,6 +549,41 @@ impl Raft {
             tracing::error!(%error, "closing the stores failed");
         }
         drop(lock(&self.0.lock).take());
+    }
+}
+
+/// A proposal that was handed over. When nobody waits for its outcome any more it still counts as under way until it has
+/// one: what may yet be applied is bounded, not only what is waited for.
+struct Pending<'a, A: Future<Output: Send> + Unpin + Send + 'static> {
+    answer: Option<A>,
+    admitted: &'a mut Option<OwnedSemaphorePermit>,
+}
+
+impl<A: Future<Output: Send> + Unpin + Send + 'static> Pending<'_, A> {
+    async fn answer(&mut self) -> A::Output {
+        match &mut self.answer {
+            None => std::future::pending().await,
+            Some(answer) => {
+                let output = answer.await;
+                self.answer = None;
+                output
+            }
+        }
+    }
+}
+
+impl<A: Future<Output: Send> + Unpin + Send + 'static> Drop for Pending<'_, A> {
+    fn drop(&mut self) {
+        let Some(answer) = self.answer.take() else {
+            return;
+        };
+        let admitted = self.admitted.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                drop(answer.await);
+                drop(admitted);
+            });
+        }
     }
 }
 

@@ -8,13 +8,18 @@
 //!
 //! Source: Ongaro's dissertation §6.4.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::figures::{Probe, count, seconds};
 
 /// Readers that may wait; more get `Busy`.
 const MAX_WAITING: usize = 65_536;
@@ -44,6 +49,7 @@ impl ReadBatcher {
     pub(crate) fn spawn<F>(
         probe: impl Fn() -> F + Send + Sync + 'static,
         limit: Duration,
+        figures: &'static Probe,
         tasks: &TaskTracker,
         closing: CancellationToken,
     ) -> Self
@@ -51,7 +57,11 @@ impl ReadBatcher {
         F: Future<Output = Answer> + Send,
     {
         let (tx, rx) = mpsc::channel(MAX_WAITING);
-        tasks.spawn(async move { closing.run_until_cancelled(run(rx, probe, limit)).await });
+        tasks.spawn(async move {
+            closing
+                .run_until_cancelled(run(rx, probe, limit, figures))
+                .await
+        });
         Self(tx)
     }
 
@@ -67,14 +77,23 @@ async fn run<F>(
     mut readers: mpsc::Receiver<oneshot::Sender<Answer>>,
     probe: impl Fn() -> F + Send + Sync,
     limit: Duration,
+    figures: &Probe,
 ) where
     F: Future<Output = Answer> + Send,
 {
     let mut batch = Vec::new();
     while readers.recv_many(&mut batch, MAX_WAITING).await > 0 {
+        let began = Instant::now();
         let answer = timeout(limit, probe())
             .await
             .unwrap_or(Err(ProbeError::NoQuorum));
+        match &answer {
+            Ok(_) => {
+                figures.time.record(seconds(began.elapsed()));
+                figures.readers.record(count(batch.len()));
+            }
+            Err(_) => figures.failed.increment(1),
+        }
         for reader in batch.drain(..) {
             // The reader may have given up.
             drop(reader.send(answer.clone()));
@@ -107,6 +126,7 @@ mod tests {
                 }
             },
             Duration::from_secs(5),
+            &crate::figures::figures().quorum_probe,
             &TaskTracker::new(),
             CancellationToken::new(),
         );
@@ -137,6 +157,7 @@ mod tests {
         let batcher = ReadBatcher::spawn(
             std::future::pending::<Answer>,
             Duration::from_millis(50),
+            &crate::figures::figures().quorum_probe,
             &TaskTracker::new(),
             CancellationToken::new(),
         );

@@ -103,6 +103,43 @@ fn open_error(path: &Path, source: rocksdb::Error) -> OpenError {
     }
 }
 
+/// What one of the two databases takes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseSize {
+    /// Table files on disk, bytes.
+    pub files: u64,
+    /// Written and not in table files yet, bytes of memory.
+    pub memory: u64,
+    /// Keys, as RocksDB estimates them.
+    pub keys: u64,
+}
+
+/// Asks RocksDB; a number it does not give counts as 0.
+pub(crate) fn size(kind: Kind, db: &DB) -> DatabaseSize {
+    let sum = |property: &str| {
+        let families = kind.column_families().iter();
+        families
+            .filter_map(|name| db.cf_handle(name))
+            .filter_map(|family| db.property_int_value_cf(family, property).ok().flatten())
+            .sum()
+    };
+    DatabaseSize {
+        files: sum("rocksdb.total-sst-files-size"),
+        memory: sum("rocksdb.cur-size-all-mem-tables"),
+        keys: sum("rocksdb.estimate-num-keys"),
+    }
+}
+
+/// What an operator can do about an error of RocksDB's, to be put behind its text.
+pub(crate) fn advice(error: &rocksdb::Error) -> &'static str {
+    // RocksDB tells it by words only.
+    if error.as_ref().contains("No space left") {
+        "; make room on the disk and start the node again: nothing that was acknowledged is lost"
+    } else {
+        ""
+    }
+}
+
 /// Makes sure that the database is this node's. A new one (no format key) is claimed by the caller.
 ///
 /// `Ok(false)`: it has no format key yet.

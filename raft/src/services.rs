@@ -12,12 +12,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     error::MembershipError,
+    figures::figures,
     net::{Call, CallError, Links, Reply},
     proto::PeerProto,
     reads::{ProbeError, ReadBatcher},
     reconcile,
     start::Timing,
     types::{Core, Metrics, PeerInfo},
+    vitals::Vitals,
 };
 
 /// Shared by the facade and the accepting side of the network.
@@ -27,6 +29,7 @@ pub(crate) struct Services {
     pub(crate) core: Core,
     pub(crate) links: Option<Arc<Links>>,
     pub(crate) timing: Timing,
+    pub(crate) vitals: Arc<Vitals>,
     /// Asks this node's own quorum.
     leader_reads: ReadBatcher,
     /// Asks the leader.
@@ -47,6 +50,7 @@ impl Services {
         let leader_reads = ReadBatcher::spawn(
             move || probe_quorum(own.clone()),
             limit,
+            &figures().quorum_probe,
             tasks,
             closing.clone(),
         );
@@ -54,6 +58,7 @@ impl Services {
         let follower_reads = ReadBatcher::spawn(
             move || ask_leader(theirs.clone(), dial.clone(), limit),
             limit,
+            &figures().leader_probe,
             tasks,
             closing.clone(),
         );
@@ -62,6 +67,7 @@ impl Services {
             core,
             links,
             timing,
+            vitals: Arc::default(),
             leader_reads,
             follower_reads,
         }

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     error::StartError,
+    figures::figures,
     net::{Dialer, Directory, Factory, Links, Server},
     raft::{ADMISSION, Inner, Options, Raft, Role, Transport},
     reconcile,
@@ -27,6 +28,7 @@ use crate::{
     state::{Machine, State},
     stores::Stores,
     types::{Core, PeerInfo},
+    watchdog::Watchdog,
 };
 
 /// Largest value that [`Options::max_entry_size`] may have: an append frame holds a chunk and one such entry.
@@ -156,7 +158,7 @@ pub(crate) async fn start(
         dialer,
         role: role.subscribe(),
         leader_since_ms: Arc::clone(&leader_since_ms),
-        in_flight: Semaphore::new(ADMISSION),
+        in_flight: Arc::new(Semaphore::new(ADMISSION)),
         tasks: tasks.clone(),
         users,
         closing: closing.clone(),
@@ -174,6 +176,14 @@ pub(crate) async fn start(
     follow.take();
     spawn(&tasks, &closing, follow.run());
     spawn(&tasks, &closing, reconcile::run(services.clone()));
+    let watchdog = Watchdog {
+        services: services.clone(),
+        state: raft.state(),
+        log: raft.0.log.clone(),
+        dir: raft.0.log.path().to_owned(),
+        reserve: raft.0.options.min_free_disk,
+    };
+    spawn(&tasks, &closing, watchdog.run());
     if let Some(transport) = transport {
         let server = Server {
             identity: raft.0.options.identity.clone(),
@@ -284,6 +294,14 @@ impl Follow {
             }
             if role.is_ready_leader && !known.is_ready_leader {
                 self.leader_since_ms.store(now_ms(), Ordering::Relaxed);
+            }
+            let changed = (known.leader, known.is_ready_leader) != (role.leader, role.is_ready_leader);
+            match role.leader {
+                _ if !changed => {}
+                Some(leader) if leader != own => figures().became_follower.increment(1),
+                Some(_) if role.is_ready_leader => figures().became_leader.increment(1),
+                Some(_) => {}
+                None => figures().lost_leader.increment(1),
             }
             tracing::info!(term = role.term, leader = ?role.leader, ready = role.is_ready_leader, "role");
             *known = role;

@@ -69,6 +69,15 @@ pub enum ApiError {
     /// It cannot be done now; nothing was written.
     #[error("{0}")]
     Unavailable(String),
+    /// A stale read on a node that is behind what the client has seen.
+    #[error("required index state not present")]
+    BehindIndex,
+    /// Too much is under way; nothing was written. Counted, not logged: a line each would make it worse.
+    #[error("{0}")]
+    Overloaded(&'static str),
+    /// The disk is nearly full; nothing was written. Counted, and logged by whoever watches the disk.
+    #[error("{0}")]
+    NoRoom(String),
     /// The write may have happened.
     #[error(
         "the outcome of this request is unknown: it may have been carried out; read before trying again"
@@ -91,9 +100,13 @@ impl ApiError {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge | Self::EntryTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Sealed | Self::NotLeader | Self::NoLeader | Self::Unavailable(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::BehindIndex => StatusCode::PRECONDITION_FAILED,
+            Self::Sealed
+            | Self::NotLeader
+            | Self::NoLeader
+            | Self::Unavailable(_)
+            | Self::Overloaded(_)
+            | Self::NoRoom(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::OutcomeUnknown | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -103,7 +116,12 @@ impl ApiError {
         let status = self.status();
         if let Self::Internal(details) = &self {
             tracing::error!(%details, "a request failed");
-        } else if status.is_server_error() && !matches!(self, Self::Sealed | Self::NotLeader) {
+        } else if status.is_server_error()
+            && !matches!(
+                self,
+                Self::Sealed | Self::NotLeader | Self::Overloaded(_) | Self::NoRoom(_)
+            )
+        {
             tracing::warn!(status = status.as_u16(), why = %self, "a request was not carried out");
         }
         if matches!(self, Self::BadPath) {
@@ -118,16 +136,21 @@ impl ApiError {
             vec![self.to_string()]
         };
         let mut answer = Answer::json(status, &json!({ "errors": errors }));
-        if matches!(
-            self,
-            Self::Unavailable(_) | Self::NotLeader | Self::NoLeader | Self::RateLimited(_)
-        ) {
+        if self.passes() {
             answer.header(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if let Some(outcome) = self.for_follower() {
             answer.header(super::NOT_LEADER.clone(), HeaderValue::from_static(outcome));
         }
         answer
+    }
+
+    /// Whether another try may succeed without anybody doing anything: a sealed node unseals itself.
+    fn passes(&self) -> bool {
+        matches!(
+            self.status(),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        )
     }
 
     /// What the follower that sent the request must know besides the status.
@@ -150,6 +173,9 @@ impl ApiError {
             | Self::EntryTooLarge(_)
             | Self::RateLimited(_)
             | Self::Unavailable(_)
+            | Self::BehindIndex
+            | Self::Overloaded(_)
+            | Self::NoRoom(_)
             | Self::Internal(_) => None,
         }
     }
@@ -160,7 +186,8 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::NotLeader => Self::NotLeader,
             StoreError::NoQuorum => Self::NoLeader,
-            StoreError::Busy => Self::Unavailable("the server is busy; try again".to_owned()),
+            StoreError::Busy => Self::Overloaded("the server is busy; try again"),
+            StoreError::NoRoom => Self::NoRoom(error.to_string()),
             StoreError::TooLarge { .. } => Self::EntryTooLarge(error.to_string()),
             StoreError::CheckFailed => {
                 Self::Unavailable("another request changed this first; try again".to_owned())

@@ -1,12 +1,13 @@
 //! The request pipeline: decode → sealed? → where is it carried out → authenticate → authorise → route → engine.
 //!
 //! Invariants
-//! - Reads are answered here after a linearizable barrier; what may write is carried out by the leader only.
+//! - Reads are answered here after a linearizable barrier, unless the client asks for a stale one; what may write is carried out by the leader only.
 //! - A request that a follower sent is never sent on again.
 //! - Every request ends by its deadline; a panic in a handler is a 500, never the end of the process.
 //! - Neither path nor content of a request is logged: names of secrets are secrets.
 
 pub mod error;
+mod limits;
 pub mod request;
 pub mod response;
 
@@ -22,15 +23,18 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::SemaphorePermit;
 use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
+pub use self::limits::Limits;
 use self::{
     error::ApiError,
-    request::ApiRequest,
+    limits::figures,
+    request::{ApiRequest, Behind, Wanted},
     response::{Answer, Reply},
 };
+pub use crate::sys::metrics::MetricsAccess;
 use crate::{
     core::Core,
     engines::{self, EngineRequest, Operation},
@@ -41,14 +45,16 @@ use crate::{
 
 /// Set on an answer to a follower when the request is not done with: `nothing-done` or `unknown`. Never reaches a client.
 pub static NOT_LEADER: HeaderName = HeaderName::from_static("x-strongroom-not-leader");
+/// Asks for a stale read, and says that an answer is one.
+static CONSISTENCY: HeaderName = HeaderName::from_static(request::CONSISTENCY);
+/// Log index that a stale answer is at least as new as.
+static APPLIED_INDEX: HeaderName = HeaderName::from_static("x-strongroom-applied-index");
 /// The node does not lead; nothing was written.
 const NOTHING_DONE: &str = "nothing-done";
 /// The node led, and cannot tell whether the write will be applied.
 const UNKNOWN: &str = "unknown";
 /// Longest time a request is held while nobody leads; more than any failover takes.
 const HOLD: Duration = Duration::from_secs(15);
-/// Bodies of the largest size that may be in memory at once.
-const BODIES: usize = 16;
 /// Pause before asking again who leads.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -59,6 +65,10 @@ pub struct HttpSettings {
     pub max_request_size: usize,
     /// Longest time a request may take.
     pub max_request_duration: Duration,
+    /// Who may read `sys/metrics`.
+    pub metrics: MetricsAccess,
+    /// Shared by all listeners of a node.
+    pub limits: Limits,
 }
 
 impl Default for HttpSettings {
@@ -66,6 +76,8 @@ impl Default for HttpSettings {
         Self {
             max_request_size: 32 << 20,
             max_request_duration: Duration::from_secs(90),
+            metrics: MetricsAccess::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -76,8 +88,6 @@ struct Server {
     settings: HttpSettings,
     /// Requests come from a follower: they end here.
     from_follower: bool,
-    /// KiB of request bodies that may still be taken into memory.
-    memory: Arc<Semaphore>,
 }
 
 /// The API for clients.
@@ -91,12 +101,10 @@ pub fn forwarded_router(node: Arc<dyn Node>, settings: HttpSettings) -> Router {
 }
 
 fn build(node: Arc<dyn Node>, settings: HttpSettings, from_follower: bool) -> Router {
-    let memory = settings.max_request_size.saturating_mul(BODIES) / 1024;
     let server = Server {
         node,
         settings,
         from_follower,
-        memory: Arc::new(Semaphore::new(memory.min(Semaphore::MAX_PERMITS))),
     };
     Router::new()
         .fallback(
@@ -117,8 +125,15 @@ impl Server {
             mount = field::Empty
         );
         let may_write = !matches!(request.method().as_str(), "GET" | "HEAD" | "LIST");
-        let deadline = Instant::now() + self.settings.max_request_duration;
+        let began = Instant::now();
+        let deadline = began + self.settings.max_request_duration;
+        let place = self.settings.limits.enter();
         let work = async {
+            // What tells how the node is must get through, or an overloaded node is taken for a dead one.
+            if place.is_none() && !is_local(request.uri()) {
+                return ApiError::Overloaded("too many requests are under way; try again")
+                    .into_answer();
+            }
             let work = AssertUnwindSafe(self.work(request, deadline)).catch_unwind();
             let outcome = match tokio::time::timeout_at(deadline.into(), work).await {
                 Ok(Ok(outcome)) => outcome,
@@ -135,6 +150,7 @@ impl Server {
         if !self.from_follower {
             answer.headers.remove(&NOT_LEADER);
         }
+        figures().answered(self.from_follower, answer.status, began.elapsed());
         answer.into_http()
     }
 
@@ -147,12 +163,19 @@ impl Server {
         let query = request::query(&head.uri);
         let operation = request::operation(&head.method, &head.headers, &path, &query)?;
         let core = self.node.core();
+        if path == sys::metrics::PATH && !self.from_follower {
+            let (node, access) = (&*self.node, self.settings.metrics);
+            let core = core.as_deref();
+            return sys::metrics::answer(node, core, access, operation, &head.headers, &query)
+                .await;
+        }
         if !sys::is_local(&path) {
             if core.is_none() {
                 return Err(ApiError::Sealed);
             }
             request::check_headers(&head.headers)?;
         }
+
         let mut memory = Vec::new();
         let body = match operation {
             Operation::Write | Operation::Patch => self.body(body, &mut memory).await?,
@@ -179,9 +202,15 @@ impl Server {
             return Ok(Answer::of(reply, &id.to_string()));
         }
         let core = core.ok_or(ApiError::Sealed)?;
+        let wanted = request::wanted(&head.headers)?;
         let mut answer = if sys::only_reads(&api) {
-            core.storage().linearize(hold(deadline)).await?;
-            self.carry_out(&core, &api).await?
+            read(&core, &wanted, hold(deadline))
+                .await?
+                .mark(self.carry_out(&core, &api).await?)
+        } else if wanted.stale {
+            return Err(ApiError::BadRequest(
+                "a write cannot be stale: leave X-Strongroom-Consistency out".to_owned(),
+            ));
         } else {
             let mut whole = Request::from_parts(head, body);
             let value = HeaderValue::from_str(&id.to_string())
@@ -259,8 +288,10 @@ impl Server {
             if more == 0 {
                 continue;
             }
-            let permit = self.memory.try_acquire_many(more).map_err(|_| {
-                ApiError::Unavailable("too many large requests at once; try again".to_owned())
+            let permit = self.settings.limits.memory().try_acquire_many(more);
+            let permit = permit.map_err(|_| {
+                figures().refused_bodies.increment(1);
+                ApiError::Overloaded("too many large requests at once; try again")
             })?;
             match memory.first_mut() {
                 Some(held) => held.merge(permit),
@@ -304,7 +335,9 @@ impl Server {
                     sys::may_be_repeated(api)
                 }
                 // The first copy may have been applied: "nothing was written" is true of this copy only.
-                Err(ApiError::Unavailable(_)) => perhaps_applied,
+                Err(ApiError::Unavailable(_) | ApiError::Overloaded(_) | ApiError::NoRoom(_)) => {
+                    perhaps_applied
+                }
                 Ok(answer) => perhaps_applied && is_temporary(answer.status),
                 Err(_) => false,
             };
@@ -385,6 +418,49 @@ impl Server {
     }
 }
 
+/// How a read may be answered.
+enum Fresh {
+    /// With everything that was acknowledged before it came.
+    Linearizable,
+    /// With what this node has, up to this log index at least.
+    Stale { applied: u64 },
+}
+
+impl Fresh {
+    /// Says in the answer that it may be old.
+    fn mark(&self, mut answer: Answer) -> Answer {
+        if let Self::Stale { applied } = self {
+            answer.header(CONSISTENCY.clone(), HeaderValue::from_static("stale"));
+            answer.header(APPLIED_INDEX.clone(), HeaderValue::from(*applied));
+        }
+        answer
+    }
+}
+
+/// Waits until this node's state is as the client wants it.
+async fn read(core: &Core, wanted: &Wanted, deadline: Instant) -> Result<Fresh, ApiError> {
+    let storage = core.storage();
+    let seen = wanted.index.as_ref();
+    // What was seen in another cluster says nothing here.
+    let seen = seen
+        .filter(|(cluster, _)| *cluster == core.cluster().id)
+        .map_or(0, |(_, index)| *index);
+    let applied = storage.applied();
+    if !wanted.stale || (applied < seen && wanted.behind == Behind::Linearize) {
+        storage.linearize(deadline).await?;
+        return Ok(Fresh::Linearizable);
+    }
+    if applied < seen {
+        let reached = wanted.behind == Behind::Wait && storage.wait_applied(seen, deadline).await;
+        if !reached {
+            return Err(ApiError::BehindIndex);
+        }
+    }
+    Ok(Fresh::Stale {
+        applied: applied.max(seen),
+    })
+}
+
 /// Routes to the engine of the mount the path lies in.
 async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Reply, ApiError> {
     let table = core.mounts().current(core.storage()).await?;
@@ -415,6 +491,12 @@ fn is_temporary(status: StatusCode) -> bool {
         status,
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
     )
+}
+
+/// Whether a request is about the node itself.
+fn is_local(uri: &http::Uri) -> bool {
+    let inside = uri.path().strip_prefix("/v1/");
+    inside.is_some_and(|path| sys::is_local(path) || path == sys::metrics::PATH)
 }
 
 /// Until when a request waits for a leader.

@@ -298,21 +298,75 @@ pub(crate) fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
             "response wrapping is not available yet".to_owned(),
         ));
     }
-    // Reads are linearizable, so that an index a client waits for has always been reached.
-    let index = text("x-vault-index");
-    let parses = |index: &str| {
-        BASE64
-            .decode(index)
-            .ok()
-            .and_then(|json| serde_json::from_slice::<Map<String, Value>>(&json).ok())
-            .is_some()
-    };
-    if !index.is_empty() && !parses(index) {
-        return Err(ApiError::BadRequest(
-            "failed to decode \"X-Vault-Index\"".to_owned(),
-        ));
-    }
     Ok(())
+}
+
+/// How up to date the state must be that a read is answered from.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// This node's state as it is, without asking a leader: `X-Strongroom-Consistency: stale`.
+    pub(crate) stale: bool,
+    /// The index a client has seen, and the cluster it saw it in: `X-Vault-Index`.
+    pub(crate) index: Option<(String, u64)>,
+    /// What to do about a state that is behind it: `X-Vault-Inconsistent`.
+    pub(crate) behind: Behind,
+}
+
+/// What a read does whose node is behind the index that the client has seen. Only a stale read can be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// Waits for it; `await-state`.
+    #[default]
+    Wait,
+    /// 412; `fail`.
+    Fail,
+    /// Is no stale read then; `forward-active-node`.
+    Linearize,
+}
+
+/// Asks for a stale read, and marks the answer to one.
+pub(crate) const CONSISTENCY: &str = "x-strongroom-consistency";
+
+/// See [`Wanted`]; none of these headers is the usual case, and costs next to nothing.
+pub(crate) fn wanted(headers: &HeaderMap) -> Result<Wanted, ApiError> {
+    let text = |name: &str| match headers.get(name) {
+        None => "",
+        Some(value) => value.to_str().unwrap_or("?").trim(),
+    };
+    let bad = |name: &str| ApiError::BadRequest(format!("failed to decode \"{name}\""));
+    let index = match text("x-vault-index") {
+        "" => None,
+        index => Some(seen_index(index).ok_or_else(|| bad("X-Vault-Index"))?),
+    };
+    let behind = match text("x-vault-inconsistent") {
+        "" | "await-state" => Behind::Wait,
+        "fail" => Behind::Fail,
+        "forward-active-node" => Behind::Linearize,
+        _ => return Err(bad("X-Vault-Inconsistent")),
+    };
+    let stale = match text(CONSISTENCY) {
+        "" | "linearizable" => false,
+        "stale" => true,
+        _ => return Err(bad("X-Strongroom-Consistency")),
+    };
+    Ok(Wanted {
+        stale,
+        index,
+        behind,
+    })
+}
+
+/// Cluster and index as [`super`] gives them out.
+fn seen_index(text: &str) -> Option<(String, u64)> {
+    let json = BASE64.decode(text).ok()?;
+    let fields = serde_json::from_slice::<Map<String, Value>>(&json).ok()?;
+    let cluster = fields.get("cluster")?.as_str()?.to_owned();
+    let index = match fields.get("value")? {
+        Value::String(text) => text.parse().ok()?,
+        Value::Number(number) => number.as_u64()?,
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    Some((cluster, index))
 }
 
 /// The id in the headers, if there is one.
@@ -473,20 +527,67 @@ mod tests {
 
     #[test]
     fn headers_that_ask_for_what_is_missing_are_refused() {
-        let index = BASE64.encode(r#"{"cluster":"c","value":"3"}"#);
         for (name, value, ok) in [
             ("x-vault-namespace", "", true),
             ("x-vault-namespace", "root/", true),
             ("x-vault-namespace", "team", false),
             ("x-vault-wrap-ttl", "1m0s", false),
             ("x-vault-wrap-ttl", "0", true),
-            ("x-vault-index", "zz", false),
-            ("x-vault-index", index.as_str(), true),
             ("x-vault-request", "true", true),
         ] {
             let name: http::HeaderName = name.parse().unwrap();
             let headers = HeaderMap::from_iter([(name.clone(), value.parse().unwrap())]);
             assert_eq!(check_headers(&headers).is_ok(), ok, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn how_fresh_a_read_must_be() {
+        let seen = |value: &str| BASE64.encode(format!(r#"{{"cluster":"c","value":{value}}}"#));
+        let (text, number, word) = (seen("\"3\""), seen("3"), seen("\"x\""));
+        let at = |index| Wanted {
+            index: Some(("c".to_owned(), index)),
+            ..Wanted::default()
+        };
+        let behind = |behind| Wanted {
+            behind,
+            ..Wanted::default()
+        };
+        let stale = Wanted {
+            stale: true,
+            ..Wanted::default()
+        };
+        for (name, value, want) in [
+            ("x-vault-request", "true", Some(Wanted::default())),
+            ("x-vault-index", "", Some(Wanted::default())),
+            ("x-vault-index", "zz", None),
+            ("x-vault-index", "e30=", None),
+            ("x-vault-index", word.as_str(), None),
+            ("x-vault-index", text.as_str(), Some(at(3))),
+            ("x-vault-index", number.as_str(), Some(at(3))),
+            ("x-vault-inconsistent", "fail", Some(behind(Behind::Fail))),
+            (
+                "x-vault-inconsistent",
+                "await-state",
+                Some(behind(Behind::Wait)),
+            ),
+            (
+                "x-vault-inconsistent",
+                "forward-active-node",
+                Some(behind(Behind::Linearize)),
+            ),
+            ("x-vault-inconsistent", "x", None),
+            ("x-strongroom-consistency", "stale", Some(stale)),
+            (
+                "x-strongroom-consistency",
+                "linearizable",
+                Some(Wanted::default()),
+            ),
+            ("x-strongroom-consistency", "Stale", None),
+        ] {
+            let name: http::HeaderName = name.parse().unwrap();
+            let headers = HeaderMap::from_iter([(name.clone(), value.parse().unwrap())]);
+            assert_eq!(wanted(&headers).ok(), want, "{name}: {value}");
         }
     }
 

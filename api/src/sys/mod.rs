@@ -1,5 +1,6 @@
 //! `sys/…` and `auth/token/…`: what the system says of itself and lets be changed.
 
+pub(crate) mod metrics;
 mod mount_fields;
 mod mounts;
 mod status;

@@ -29,8 +29,8 @@ use strongroom_api::{
     ports::{
         AnswerRequest, Barrier, BarrierError, Challenge, ChallengeRequest, Child, Expect,
         ForwardError, InitError, InitRequest, InitResult, JoinError, JoinGrant, JoinRequest,
-        KeyStatus, LeaderStatus, Member, Node, Role, SealStatus, SealWrap, Store, StoreError,
-        StoredBatch, Versioned,
+        KeyStatus, LeaderStatus, Member, MetricsFormat, Node, Role, SealStatus, SealWrap, Store,
+        StoreError, StoredBatch, Versioned,
     },
     router,
 };
@@ -55,6 +55,8 @@ pub(crate) enum Fault {
     NoQuorum,
     /// As the store says.
     Busy,
+    /// As the store says.
+    NoRoom,
     /// As the store says.
     TooLarge,
     /// The call panics.
@@ -174,6 +176,16 @@ impl Store for TestStore {
         Ok(())
     }
 
+    async fn wait_applied(&self, index: u64, deadline: Instant) -> bool {
+        while self.cluster.state.lock().unwrap().index < index {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        true
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
         let state = self.cluster.state.lock().unwrap();
         Ok(state.map.get(key).map(|(mod_index, value)| Versioned {
@@ -215,6 +227,7 @@ impl Store for TestStore {
             Some(Fault::NotLeader) => Err(StoreError::NotLeader),
             Some(Fault::NoQuorum) => Err(StoreError::NoQuorum),
             Some(Fault::Busy) => Err(StoreError::Busy),
+            Some(Fault::NoRoom) => Err(StoreError::NoRoom),
             Some(Fault::TooLarge) => Err(StoreError::TooLarge { len: 9, max: 8 }),
             Some(Fault::Panic) => panic!("ordered by the test"),
         }
@@ -385,6 +398,7 @@ pub(crate) fn settings() -> HttpSettings {
     HttpSettings {
         max_request_size: 64 << 10,
         max_request_duration: Duration::from_secs(1),
+        ..HttpSettings::default()
     }
 }
 
@@ -509,6 +523,13 @@ impl Node for TestNode {
         Ok(answer.into_http())
     }
 
+    fn metrics(&self, format: MetricsFormat) -> Option<String> {
+        match format {
+            MetricsFormat::Json => Some("{}".to_owned()),
+            MetricsFormat::Prometheus => Some("figures\n".to_owned()),
+        }
+    }
+
     fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst)
     }
@@ -547,6 +568,10 @@ impl Answer {
 
     pub(crate) fn code(&self) -> u16 {
         self.status.as_u16()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// The body as JSON, `null` if there is none.

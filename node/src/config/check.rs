@@ -14,6 +14,7 @@ use super::{
     section::{Located, Section},
     storage,
     syntax::Entry,
+    telemetry,
     values::parse_bool,
 };
 
@@ -68,6 +69,7 @@ pub(super) fn check(
     .unwrap_or(LogFormat::Standard);
     let disable_mlock = mlock(&mut top, environment, report);
     leases(&mut top, report);
+    let telemetry = telemetry::check(&mut top, report);
     let pid_file = top
         .take_string("pid_file", report)
         .map(|path| PathBuf::from(path.value));
@@ -84,6 +86,7 @@ pub(super) fn check(
         log_format,
         disable_mlock,
         pid_file,
+        telemetry,
     })
 }
 

@@ -13,6 +13,10 @@ const NO_LEGACY: &str = "the endpoint it is about does not exist";
 const OWN_LOG: &str = "the log goes to standard error; the service manager keeps it";
 const OWN_CACHE: &str = "caches are bounded and kept right by themselves";
 const OWN_TUNING: &str = "it is chosen by itself";
+const PULL_ONLY: &str = "metrics are fetched from sys/metrics, never sent";
+const ALL_SHOWN: &str = "the set of metrics is small and fixed";
+const NO_LEASE_METRICS: &str = "no leases are given out yet";
+const NO_MOUNT_METRICS: &str = "no metric names a mount";
 const LATER: &str = "it is not available yet";
 
 /// At the top level.
@@ -86,7 +90,6 @@ pub(super) const TOP: &[(&str, &str)] = &[
     ("request_limiter", OWN_TUNING),
     ("sentinel", NOT_HERE),
     ("service_registration", LATER),
-    ("telemetry", LATER),
     ("ui", NO_UI),
     ("unsafe_allow_api_audit_creation", NO_AUDIT),
     ("unsafe_cross_namespace_identity", NOT_HERE),
@@ -124,7 +127,6 @@ pub(super) const LISTENER: &[(&str, &str)] = &[
     ("redact_version", LATER),
     ("require_request_header", LATER),
     ("role", NOT_HERE),
-    ("telemetry", LATER),
     ("tls_acme_cache_path", "certificates are read from files"),
     ("tls_acme_ca_directory", "certificates are read from files"),
     ("tls_acme_ca_root", "certificates are read from files"),
@@ -208,6 +210,40 @@ pub(super) const SEAL: &[(&str, &str)] = &[
     ("priority", "one seal is supported"),
     ("recover", "one seal is supported"),
     ("rsa_encrypt_local", "the HSM does it"),
+];
+
+/// In `telemetry`.
+pub(super) const TELEMETRY: &[(&str, &str)] = &[
+    ("add_lease_metrics_namespace_labels", NO_LEASE_METRICS),
+    ("add_mount_point_rollback_metrics", NO_MOUNT_METRICS),
+    ("circonus_api_app", PULL_ONLY),
+    ("circonus_api_token", PULL_ONLY),
+    ("circonus_api_url", PULL_ONLY),
+    ("circonus_broker_id", PULL_ONLY),
+    ("circonus_broker_select_tag", PULL_ONLY),
+    ("circonus_check_display_name", PULL_ONLY),
+    ("circonus_check_force_metric_activation", PULL_ONLY),
+    ("circonus_check_id", PULL_ONLY),
+    ("circonus_check_instance_id", PULL_ONLY),
+    ("circonus_check_search_tag", PULL_ONLY),
+    ("circonus_check_tags", PULL_ONLY),
+    ("circonus_submission_interval", PULL_ONLY),
+    ("circonus_submission_url", PULL_ONLY),
+    ("dogstatsd_addr", PULL_ONLY),
+    ("dogstatsd_tags", PULL_ONLY),
+    ("filter_default", ALL_SHOWN),
+    ("lease_metrics_epsilon", NO_LEASE_METRICS),
+    ("maximum_gauge_cardinality", ALL_SHOWN),
+    ("num_lease_metrics_buckets", NO_LEASE_METRICS),
+    ("prefix_filter", ALL_SHOWN),
+    ("rollback_metrics_include_mount_point", NO_MOUNT_METRICS),
+    ("stackdriver_debug_logs", PULL_ONLY),
+    ("stackdriver_location", PULL_ONLY),
+    ("stackdriver_namespace", PULL_ONLY),
+    ("stackdriver_project_id", PULL_ONLY),
+    ("statsd_address", PULL_ONLY),
+    ("statsite_address", PULL_ONLY),
+    ("usage_gauge_period", ALL_SHOWN),
 ];
 
 /// Storage backends of Vault and OpenBao that are not offered.

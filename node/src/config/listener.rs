@@ -88,6 +88,7 @@ fn check(block: Labelled, report: &mut Report) -> Option<Listener> {
         report,
     );
     refuse_proxy_protocol(&mut section, report);
+    let metrics = super::telemetry::listener(&mut section, report);
     let at = section.at.clone();
     section.finish(known::LISTENER, report);
 
@@ -104,6 +105,7 @@ fn check(block: Labelled, report: &mut Report) -> Option<Listener> {
         max_request_size,
         max_request_duration,
         http_read_header_timeout,
+        metrics,
     })
 }
 

@@ -22,6 +22,7 @@ mod seal;
 mod section;
 mod storage;
 mod syntax;
+mod telemetry;
 mod values;
 
 #[cfg(test)]
@@ -29,12 +30,14 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use strongroom_api::MetricsAccess;
 use zeroize::Zeroizing;
 
 pub(crate) use self::{
     env::Environment,
     load::{Loaded, load},
     report::{ConfigError, Finding},
+    telemetry::Telemetry,
     values::{parse_bool, parse_duration},
 };
 use crate::client::{TlsError, TlsParameters};
@@ -62,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) disable_mlock: bool,
     /// Where to write the process id.
     pub(crate) pid_file: Option<PathBuf>,
+    /// `telemetry`.
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Config {
@@ -100,6 +105,8 @@ pub(crate) struct Listener {
     pub(crate) max_request_duration: Duration,
     /// For the request's headers.
     pub(crate) http_read_header_timeout: Duration,
+    /// Who may read `sys/metrics` here.
+    pub(crate) metrics: MetricsAccess,
 }
 
 /// TLS of one listener. The files were readable and parsed when they were checked.
@@ -156,6 +163,8 @@ pub(crate) struct RaftStorage {
     pub(crate) performance_multiplier: u32,
     /// Largest entry, bytes.
     pub(crate) max_entry_size: usize,
+    /// Bytes to keep free on the disk of `path`; `None`: chosen by its size.
+    pub(crate) disk_reserve: Option<u64>,
     /// Nodes to join, tried until one takes this node in.
     pub(crate) retry_join: Vec<RetryJoin>,
     /// Join without a vote.

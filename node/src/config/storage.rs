@@ -112,6 +112,9 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         .take_number("max_entry_size", 0..=LARGEST_ENTRY, report)
         .filter(|size| *size != 0)
         .unwrap_or(DEFAULT_MAX_ENTRY);
+    let disk_reserve = section
+        .take_number("disk_reserve", 0..=u64::MAX, report)
+        .filter(|reserve| *reserve != 0);
     let non_voter = non_voter(&mut section, environment, report);
     let retry_join = section
         .take_blocks("retry_join", report)
@@ -126,6 +129,7 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         node_id_is_new,
         performance_multiplier: u32::try_from(multiplier).unwrap_or(u32::MAX),
         max_entry_size: usize::try_from(max_entry_size).unwrap_or(usize::MAX),
+        disk_reserve,
         retry_join,
         retry_join_as_non_voter: non_voter,
     })

@@ -282,7 +282,7 @@ uii = true
 #[test]
 fn vaults_other_settings_are_warnings() {
     let text = format!(
-        "{GOOD}ui = true\ndisable_cache = true\nplugin_directory = \"/p\"\nlicense_path = \"x\"\ntelemetry {{\n  a = 1\n}}\nplugin \"kms\" \"pkcs11\" {{\n}}\n"
+        "{GOOD}ui = true\ndisable_cache = true\nplugin_directory = \"/p\"\nlicense_path = \"x\"\nplugin \"kms\" \"pkcs11\" {{\n}}\n"
     );
     let loaded = load_text(&text, &[]).unwrap();
     let said = short(&loaded.warnings).join("\n");
@@ -291,13 +291,77 @@ fn vaults_other_settings_are_warnings() {
         "disable_cache",
         "plugin_directory",
         "license_path",
-        "telemetry",
         "plugin",
     ] {
         assert!(
             said.contains(&format!(": {name} has no effect: ")),
             "{name} in {said}"
         );
+    }
+}
+
+#[test]
+fn telemetry_is_vaults() {
+    let open = |inside: &str| {
+        GOOD.replace(
+            "tls_disable = true",
+            &format!("tls_disable = true\n{inside}"),
+        )
+    };
+    let text = format!(
+        "{}telemetry {{\n  prometheus_retention_time = \"0s\"\n  disable_hostname = true\n  metrics_prefix = \"bank\"\n  \
+         enable_hostname_label = true\n  statsd_address = \"a:1\"\n  usage_gauge_period = \"5m\"\n}}\n",
+        open("telemetry {\n unauthenticated_metrics_access = \"true\"\n}")
+    );
+    let loaded = load_text(&text, &[]).unwrap();
+    let telemetry = &loaded.config.telemetry;
+    assert_eq!(
+        (
+            telemetry.prometheus,
+            telemetry.metrics_prefix.as_str(),
+            telemetry.enable_hostname_label
+        ),
+        (false, "bank", true)
+    );
+    assert_eq!(loaded.config.listeners[0].metrics, MetricsAccess::Everybody);
+    let said = short(&loaded.warnings).join("\n");
+    for name in ["statsd_address", "usage_gauge_period"] {
+        assert!(
+            said.contains(&format!("telemetry: {name} has no effect: ")),
+            "{said}"
+        );
+    }
+    assert!(!said.contains("disable_hostname"), "{said}");
+
+    let plain = load_text(GOOD, &[]).unwrap().config;
+    assert_eq!(plain.telemetry, Telemetry::default());
+    assert_eq!(plain.listeners[0].metrics, MetricsAccess::Token);
+    let closed = open("telemetry {\n disallow_metrics = true\n}");
+    assert_eq!(
+        load_text(&closed, &[]).unwrap().config.listeners[0].metrics,
+        MetricsAccess::Nobody
+    );
+
+    for (text, want) in [
+        (
+            "telemetry {\n  prometheus_retention_time = \"soon\"\n}\n",
+            "prometheus_retention_time must be a duration",
+        ),
+        (
+            "telemetry {\n  metrics_prefix = \"a-b\"\n}\n",
+            "metrics_prefix may hold letters",
+        ),
+        (
+            "telemetry {\n  retention = 1\n}\n",
+            "retention is not a known setting",
+        ),
+        (
+            "telemetry {\n}\ntelemetry {\n}\n",
+            "telemetry is configured twice",
+        ),
+    ] {
+        let said = problems(&format!("{GOOD}{text}")).join("\n");
+        assert!(said.contains(want), "{want} in {said}");
     }
 }
 

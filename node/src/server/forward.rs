@@ -23,6 +23,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use strongroom_api::ports::ForwardError;
 use strongroom_raft::{IncomingStream, Raft};
 use tokio::sync::mpsc;
@@ -46,6 +50,7 @@ pub(crate) struct Forwarder {
     next: AtomicUsize,
     /// Held while connecting: after a fail-over a thousand waiting requests need one connection, not a thousand.
     connecting: tokio::sync::Mutex<()>,
+    figures: Figures,
 }
 
 impl Forwarder {
@@ -56,11 +61,24 @@ impl Forwarder {
             pool: Mutex::default(),
             next: AtomicUsize::new(0),
             connecting: tokio::sync::Mutex::new(()),
+            figures: Figures::register(),
         }
     }
 
     /// Sends `request` to the leader, waiting for one until `deadline`.
     pub(crate) async fn forward(
+        &self,
+        request: http::Request<Bytes>,
+        deadline: Instant,
+    ) -> Result<http::Response<Bytes>, ForwardError> {
+        let _waiting = self.figures.enter();
+        let began = Instant::now();
+        let outcome = self.until_sent(request, deadline).await;
+        self.figures.ended(&outcome, began.elapsed());
+        outcome
+    }
+
+    async fn until_sent(
         &self,
         request: http::Request<Bytes>,
         deadline: Instant,
@@ -85,6 +103,7 @@ impl Forwarder {
 
     async fn wait_for_leader(&self, deadline: Instant) -> Result<u64, ForwardError> {
         let mut changes = self.raft.watch();
+        let mut held = false;
         loop {
             let role = *changes.borrow_and_update();
             match role.leader {
@@ -99,6 +118,10 @@ impl Forwarder {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(ForwardError::NoLeader);
+            }
+            if !held {
+                held = true;
+                self.figures.held.increment(1);
             }
             // A time-out only means: look again.
             let _ = tokio::time::timeout(left.min(RETRY_PAUSE), changes.changed()).await;
@@ -187,6 +210,72 @@ impl Forwarder {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, usize), Sender>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is counted of forwarded requests.
+struct Figures {
+    time: Histogram,
+    answered: Counter,
+    not_sent: Counter,
+    unknown: Counter,
+    /// Waited because nobody led.
+    held: Counter,
+    under_way: Gauge,
+}
+
+/// One request under way; counted out when dropped, however that comes.
+struct UnderWay<'a>(&'a Gauge);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+impl Figures {
+    fn register() -> Self {
+        describe_histogram!(
+            "strongroom.forward_seconds",
+            "Forwarding a request to the leader, waiting for one included"
+        );
+        describe_counter!(
+            "strongroom.forwards_total",
+            "Requests forwarded to the leader, by outcome"
+        );
+        describe_counter!(
+            "strongroom.forwards_held_total",
+            "Forwarded requests that waited for a leader"
+        );
+        describe_gauge!(
+            "strongroom.forwards_in_flight",
+            "Forwarded requests under way"
+        );
+        let outcome = |name: &'static str| counter!("strongroom.forwards_total", "outcome" => name);
+        Self {
+            time: histogram!("strongroom.forward_seconds"),
+            answered: outcome("answered"),
+            not_sent: outcome("not_sent"),
+            unknown: outcome("unknown"),
+            held: counter!("strongroom.forwards_held_total"),
+            under_way: gauge!("strongroom.forwards_in_flight"),
+        }
+    }
+
+    fn enter(&self) -> UnderWay<'_> {
+        self.under_way.increment(1.0);
+        UnderWay(&self.under_way)
+    }
+
+    fn ended(&self, outcome: &Result<http::Response<Bytes>, ForwardError>, took: Duration) {
+        match outcome {
+            Ok(_) => {
+                self.answered.increment(1);
+                self.time.record(took.as_secs_f64());
+            }
+            Err(ForwardError::NotSent(_) | ForwardError::NoLeader) => self.not_sent.increment(1),
+            Err(ForwardError::Unknown(_)) => self.unknown.increment(1),
+        }
     }
 }
 

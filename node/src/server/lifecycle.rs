@@ -686,7 +686,8 @@ async fn start(
         cluster,
     ));
     let node = Arc::new(NodePort(Arc::clone(shared)));
-    let router = strongroom_api::forwarded_router(node, super::forwarded_settings(config));
+    let router =
+        strongroom_api::forwarded_router(node, super::forwarded_settings(config, &shared.limits));
     tokio::spawn(forward::serve(incoming, router));
     tokio::spawn(
         stop.clone()

@@ -13,7 +13,7 @@ mod init;
 mod join;
 mod lifecycle;
 mod listen;
-mod node;
+pub(crate) mod node;
 mod wire;
 
 use std::{
@@ -24,7 +24,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use strongroom_api::{HttpSettings, core::ClusterIdentity};
+use strongroom_api::{HttpSettings, Limits, core::ClusterIdentity};
 use strongroom_raft::{Identity, OpenError, Options, PeerInfo, Stores};
 use strongroom_seal::hsm::{Hsm, HsmConfig, Mechanism, OaepHash};
 use tokio::{
@@ -54,6 +54,7 @@ const DRAIN: Duration = Duration::from_secs(15);
 
 /// Runs a node until a signal ends it. 0: stopped as told; 1: could not start or cannot go on.
 pub(crate) fn run(config: Config) -> ExitCode {
+    crate::telemetry::install();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -86,7 +87,9 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         phase: ArcSwap::from_pointee(first_phase(&config)),
         orders,
         leaving: AtomicBool::new(false),
+        limits: limits(&config),
     });
+    let intervals = tokio::spawn(crate::telemetry::run());
     let stop_clients = CancellationToken::new();
     let mut clients = JoinSet::new();
     let mut certificates = Vec::new();
@@ -105,7 +108,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         };
         tracing::info!(address = %listener.address, tls = tls.is_some(), "listening");
         let node = Arc::new(NodePort(Arc::clone(&shared)));
-        let router = strongroom_api::router(node, listener_settings(listener));
+        let router = strongroom_api::router(node, listener_settings(listener, &shared.limits));
         clients.spawn(listen::serve(
             socket,
             listener.http_read_header_timeout,
@@ -133,6 +136,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
     // Nobody is left who may use a key.
     lifecycle::close(&shared).await;
     signals.abort();
+    intervals.abort();
     outcome.map_err(|error| chain(&error))
 }
 
@@ -213,23 +217,37 @@ pub(crate) async fn open_stores(dir: &Path, identity: &Identity) -> Result<Store
 }
 
 /// Limits of one client listener.
-fn listener_settings(listener: &Listener) -> HttpSettings {
+fn listener_settings(listener: &Listener, limits: &Limits) -> HttpSettings {
     HttpSettings {
         max_request_size: listener.max_request_size.unwrap_or(LARGEST_BODY),
         max_request_duration: listener.max_request_duration,
+        metrics: listener.metrics,
+        limits: limits.clone(),
     }
 }
 
+/// What all listeners together take: the largest body any of them takes must find room.
+fn limits(config: &Config) -> Limits {
+    let bodies = config.listeners.iter();
+    let largest = bodies.map(|listener| listener.max_request_size.unwrap_or(LARGEST_BODY));
+    Limits::for_bodies(largest.max().unwrap_or(0))
+}
+
 /// Limits for requests that came in on any node: the widest of this node's listeners.
-fn forwarded_settings(config: &Config) -> HttpSettings {
-    config
-        .listeners
-        .iter()
-        .map(listener_settings)
-        .fold(HttpSettings::default(), |widest, one| HttpSettings {
+fn forwarded_settings(config: &Config, limits: &Limits) -> HttpSettings {
+    let narrowest = HttpSettings {
+        limits: limits.clone(),
+        ..HttpSettings::default()
+    };
+    let listeners = config.listeners.iter();
+    listeners.fold(narrowest, |widest, listener| {
+        let one = listener_settings(listener, limits);
+        HttpSettings {
             max_request_size: widest.max_request_size.max(one.max_request_size),
             max_request_duration: widest.max_request_duration.max(one.max_request_duration),
-        })
+            ..widest
+        }
+    })
 }
 
 fn hsm_config(config: &Config) -> HsmConfig {
@@ -270,6 +288,7 @@ fn raft_options(config: &Config, identity: Identity) -> Options {
         me: peer_info(config),
         multiplier: config.storage.performance_multiplier,
         max_entry_size: config.storage.max_entry_size,
+        min_free_disk: config.storage.disk_reserve,
     }
 }
 

@@ -12,11 +12,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use bytes::Bytes;
 use strongroom_api::{
+    Limits,
     core::Core,
     ports::{
         AnswerRequest, Challenge, ChallengeRequest, ForwardError, InitError, InitRequest,
-        InitResult, JoinError, JoinGrant, JoinRequest, LeaderStatus, Member, Node, Role,
-        SealStatus,
+        InitResult, JoinError, JoinGrant, JoinRequest, LeaderStatus, Member, MetricsFormat, Node,
+        Role, SealStatus,
     },
 };
 use strongroom_raft::Raft;
@@ -32,7 +33,7 @@ use super::{
     forward::SharedForwarder,
     join::{self, JoinGate},
 };
-use crate::{clock, config::Config};
+use crate::{clock, config::Config, telemetry};
 
 /// Where the node is in its life.
 pub(crate) enum Phase {
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) orders: mpsc::Sender<Order>,
     /// Told to stop: still serving, but nobody should send anything new.
     pub(crate) leaving: AtomicBool,
+    /// What all listeners together may have under way.
+    pub(crate) limits: Limits,
 }
 
 impl Shared {
@@ -271,6 +274,21 @@ impl Node for NodePort {
         match self.0.running() {
             Some(running) => running.forwarder.forward(request, deadline).await,
             None => Err(ForwardError::NotSent("this node is sealed".to_owned())),
+        }
+    }
+
+    fn metrics(&self, format: MetricsFormat) -> Option<String> {
+        let settings = &self.0.config.telemetry;
+        let naming = telemetry::Naming {
+            prefix: settings.metrics_prefix.clone(),
+            host: settings.enable_hostname_label.then(super::hostname),
+        };
+        let (gauges, now) = (telemetry::gather(&self.0), clock::now_ms());
+        match format {
+            MetricsFormat::Json => Some(telemetry::json(&gauges, &naming, now).to_string()),
+            MetricsFormat::Prometheus => settings
+                .prometheus
+                .then(|| telemetry::prometheus(&gauges, &naming, now)),
         }
     }
 

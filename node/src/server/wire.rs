@@ -28,6 +28,10 @@ impl Store for StorePort {
             .map_err(read_error)
     }
 
+    async fn wait_applied(&self, index: u64, deadline: Instant) -> bool {
+        self.0.wait_applied(index, deadline).await.is_ok()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
         let found = self.0.state().get(key).map_err(state_error)?;
         Ok(found.map(|(mod_index, value)| Versioned { mod_index, value }))
@@ -97,6 +101,7 @@ fn propose_error(error: ProposeError) -> StoreError {
         ProposeError::NotLeader { .. } => StoreError::NotLeader,
         ProposeError::NoQuorum => StoreError::NoQuorum,
         ProposeError::Busy => StoreError::Busy,
+        ProposeError::NoRoom => StoreError::NoRoom,
         ProposeError::TooLarge { len, max } => StoreError::TooLarge { len, max },
         ProposeError::Unknown => StoreError::Unknown,
         error @ ProposeError::Fatal(_) => StoreError::Fatal(chain(&error)),

@@ -12,13 +12,18 @@ use std::{
     io,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use openraft::storage::IOFlushed;
 use tokio::sync::{oneshot, watch};
 
 use super::witness::Witness;
-use crate::types::TypeConfig;
+use crate::{
+    figures::{count, figures, seconds},
+    types::TypeConfig,
+    vitals::SyncTimes,
+};
 
 /// Makes everything written so far durable, or says why not.
 pub(crate) type Sync = Box<dyn FnMut() -> Result<(), String> + Send>;
@@ -69,7 +74,12 @@ pub(crate) struct Flusher {
 
 impl Flusher {
     /// Starts the thread. `batches` are already durable.
-    pub(crate) fn start(sync: Sync, witness: Witness, batches: u64) -> io::Result<Self> {
+    pub(crate) fn start(
+        sync: Sync,
+        witness: Witness,
+        batches: u64,
+        times: Arc<SyncTimes>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -81,7 +91,7 @@ impl Flusher {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("raft-flush".to_owned())
-            .spawn(move || run(&theirs, sync, &witness))?;
+            .spawn(move || run(&theirs, sync, &witness, &times))?;
         Ok(Self {
             shared,
             thread: Mutex::new(Some(thread)),
@@ -137,7 +147,7 @@ impl Drop for Flusher {
     }
 }
 
-fn run(shared: &Shared, mut sync: Sync, witness: &Witness) {
+fn run(shared: &Shared, mut sync: Sync, witness: &Witness, times: &SyncTimes) {
     let mut witness_works = true;
     while let Some((waiters, upto)) = next_round(shared) {
         let failed = shared.progress.borrow().failed.clone();
@@ -145,8 +155,15 @@ fn run(shared: &Shared, mut sync: Sync, witness: &Witness) {
             complete_all(waiters, Some(&why));
             continue;
         }
-        match sync() {
+        let began = Instant::now();
+        times.begin();
+        let outcome = sync();
+        let took = began.elapsed();
+        times.end(took);
+        match outcome {
             Ok(()) => {
+                figures().log_sync.record(seconds(took));
+                figures().log_sync_appends.record(count(waiters.len()));
                 if let Err(error) = witness.record(upto)
                     && std::mem::take(&mut witness_works)
                 {
@@ -208,8 +225,13 @@ mod tests {
     fn flusher(dir: &std::path::Path) -> (Flusher, mpsc::Sender<Result<(), String>>) {
         let (witness, _) = Witness::open(dir).unwrap();
         let (tx, rx) = mpsc::channel();
-        let flusher =
-            Flusher::start(Box::new(move || rx.recv().unwrap_or(Ok(()))), witness, 0).unwrap();
+        let flusher = Flusher::start(
+            Box::new(move || rx.recv().unwrap_or(Ok(()))),
+            witness,
+            0,
+            Arc::default(),
+        )
+        .unwrap();
         (flusher, tx)
     }
 

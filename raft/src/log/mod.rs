@@ -34,6 +34,7 @@ pub(crate) use self::flusher::{Progress, Sync, lock};
 use self::{flusher::Flusher, recover::Recovered, witness::Witness};
 use crate::{
     error::OpenError,
+    figures::figures,
     identity::Identity,
     keys::{
         self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_FORMAT, META_PURGED,
@@ -42,6 +43,7 @@ use crate::{
     proto::{LogIdProto, VoteProto},
     rocks::{self, Kind, cf},
     types::{Entry, LogId, Vote},
+    vitals::SyncTimes,
 };
 
 /// Bytes of recent entries kept in memory: replication and apply normally never touch the disk.
@@ -58,6 +60,7 @@ pub(crate) struct LogStore(Arc<Shared>);
 struct Shared {
     path: PathBuf,
     flusher: Flusher,
+    times: Arc<SyncTimes>,
     writer: Mutex<Writer>,
 }
 
@@ -174,7 +177,10 @@ impl Writer {
         batch.put_cf(cf(&db, CF_META)?, META_BATCHES, number.to_be_bytes());
         db.write_opt(batch, &WriteOptions::default())
             .map_err(|error| {
-                let why = format!("writing the Raft log failed: {error}");
+                let why = format!(
+                    "writing the Raft log failed: {error}{}",
+                    rocks::advice(&error)
+                );
                 self.failed = Some(why.clone());
                 io::Error::other(why)
             })?;
@@ -218,10 +224,13 @@ impl LogStore {
         db.flush_wal(true)
             .map_err(|error| read(io::Error::other(error)))?;
         witness.record(batches).map_err(read)?;
-        let flusher = Flusher::start(sync(db), witness, batches).map_err(read)?;
+        let times = Arc::<SyncTimes>::default();
+        let flusher =
+            Flusher::start(sync(db), witness, batches, Arc::clone(&times)).map_err(read)?;
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             flusher,
+            times,
             writer: Mutex::new(writer),
         })))
     }
@@ -299,6 +308,7 @@ impl LogStore {
         {
             writer.pending.pop_front();
         }
+        figures().log_entries.increment(entries.len() as u64);
         for entry in entries {
             writer.tail.push(entry);
         }
@@ -436,6 +446,18 @@ impl LogStore {
             Some(why) => Err(io::Error::other(why.clone())),
             None => Ok(()),
         }
+    }
+
+    /// How long syncs take.
+    pub(crate) fn sync_times(&self) -> &SyncTimes {
+        &self.0.times
+    }
+
+    /// What the database takes up; zeroes once it is closed.
+    pub(crate) fn size(&self) -> rocks::DatabaseSize {
+        // Not while holding the writer: RocksDB takes locks of its own.
+        let db = lock(&self.0.writer).db.clone();
+        db.map_or_else(Default::default, |db| rocks::size(Kind::Log, &db))
     }
 
     /// How far the log is durable, and whether a sync has failed.

@@ -42,12 +42,15 @@ use crate::{
     log::lock,
     services::Services,
     types::{AppendRequest, AppendResult, Core, TypeConfig},
+    vitals::Room,
 };
 
 const MAX_HANDSHAKES: usize = 64;
 const MAX_CONNECTIONS: usize = 512;
 /// Append requests taken from one connection and not answered yet.
 const MAX_APPENDS: usize = 64;
+/// Before a leader is told that there is no room for its entries.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// Calls of one connection under way.
 const MAX_CALLS: usize = 256;
 
@@ -258,6 +261,11 @@ impl Server {
                     let Some(frame) = frame.transpose()? else {
                         return Ok(());
                     };
+                    if self.services.vitals.room() == Room::Critical {
+                        // Not at once: the leader would only ask again.
+                        tokio::time::sleep(NO_ROOM_PAUSE).await;
+                        return Err(io::Error::other("there is no room on this node's disk"));
+                    }
                     take_append(&self.services.core, &mut session, frame)?;
                 }
                 (seq, result) = next_result(&mut session) => {
@@ -335,6 +343,7 @@ impl Server {
                 },
             },
             Some(Call::ReadIndex(_)) => Ok(self.services.answer_read_index().await),
+            Some(Call::Health(_)) => Ok(Reply::Health(self.services.vitals.health().into())),
             Some(Call::Announce(info)) => Ok(self.services.answer_announce(from, info).await),
         };
         answered.unwrap_or_else(Reply::Failed)

@@ -16,6 +16,7 @@ use crate::{
         log_id_proto, vote_of,
     },
     types::{AppendRequest, AppendResult, TypeConfig},
+    vitals::{Health, Room},
 };
 
 /// Version of the messages behind ALPN `strongroom-raft/1`.
@@ -179,7 +180,7 @@ impl From<&AppendResult> for AppendReply {
 /// Request on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CallMessage {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 20")]
     pub(crate) call: Option<Call>,
 }
 
@@ -199,12 +200,15 @@ pub(crate) enum Call {
     /// Tells the leader how this node is reached now.
     #[prost(message, tag = "6")]
     Announce(PeerProto),
+    /// Asks how fit the node is. A node that does not know the question says so.
+    #[prost(bool, tag = "20")]
+    Health(bool),
 }
 
 /// Answer on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ReplyMessage {
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 20")]
     pub(crate) reply: Option<Reply>,
 }
 
@@ -226,6 +230,36 @@ pub(crate) enum Reply {
     /// The call was not carried out; why, for people to read.
     #[prost(string, tag = "7")]
     Failed(String),
+    #[prost(message, tag = "20")]
+    Health(HealthReply),
+}
+
+/// See [`Health`].
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct HealthReply {
+    #[prost(uint32, tag = "1")]
+    room: u32,
+    /// Microseconds; 0: not known.
+    #[prost(uint64, tag = "2")]
+    sync_us: u64,
+}
+
+impl From<Health> for HealthReply {
+    fn from(health: Health) -> Self {
+        Self {
+            room: health.room.number(),
+            sync_us: health.sync_us.unwrap_or(0),
+        }
+    }
+}
+
+impl From<HealthReply> for Health {
+    fn from(reply: HealthReply) -> Self {
+        Self {
+            room: Room::of(reply.room),
+            sync_us: Some(reply.sync_us).filter(|time| *time != 0),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

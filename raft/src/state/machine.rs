@@ -6,7 +6,7 @@
 //!   refused or, worse, would serve older data than it had served before.
 //! - A reply is sent after the batch is visible.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use futures_util::{Stream, StreamExt};
 use openraft::{
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     command::{Applied, Command, Outcome},
+    figures::{count, figures, seconds},
     log::LogStore,
     types::{Encoded, LogId, StoredMembership, TypeConfig},
 };
@@ -63,6 +64,7 @@ impl Machine {
             return Ok(());
         };
         self.log.wait_durable(last.log_id.index).await?;
+        let (began, entries) = (Instant::now(), batch.len());
         let view = DbView(self.state.generation().map_err(io::Error::other)?);
         let mut changes = Changes::default();
         let mut replies: Vec<(Responder, Applied)> = Vec::new();
@@ -71,6 +73,8 @@ impl Machine {
             replies.extend(responder.map(|responder| (responder, applied)));
         }
         self.state.commit(&changes)?;
+        figures().apply.record(seconds(began.elapsed()));
+        figures().apply_entries.record(count(entries));
         for (responder, applied) in replies {
             responder.send(applied);
         }

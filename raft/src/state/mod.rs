@@ -351,6 +351,12 @@ impl State {
         self.position.borrow().puts
     }
 
+    /// What the database takes up; zeroes once it is closed.
+    pub(crate) fn size(&self) -> rocks::DatabaseSize {
+        self.db()
+            .map_or_else(|_| Default::default(), |db| rocks::size(Kind::State, &db))
+    }
+
     pub(crate) fn position(&self) -> watch::Receiver<Position> {
         self.position.subscribe()
     }
@@ -378,8 +384,10 @@ impl State {
         let mut batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
         let (before, after) = (index_of(&old), index_of(&position));
         outcomes::sweep(db, &mut batch, before, after)?;
-        db.write_opt(batch, &without_wal())
-            .map_err(|error| io::Error::other(format!("writing the state failed: {error}")))?;
+        db.write_opt(batch, &without_wal()).map_err(|error| {
+            let advice = rocks::advice(&error);
+            io::Error::other(format!("writing the state failed: {error}{advice}"))
+        })?;
         generation
             .restores
             .store(position.restored.0, Ordering::Release);

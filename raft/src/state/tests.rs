@@ -291,6 +291,7 @@ async fn a_failed_sync_acknowledges_nothing_and_ends_the_node() {
         me: PeerInfo::default(),
         multiplier: 1,
         max_entry_size: 1 << 20,
+        min_free_disk: Some(1),
     };
     let raft = Raft::start(stores, options, None).await.unwrap();
     // Enough good syncs to be elected, and no more.

@@ -305,6 +305,7 @@ pub(crate) fn options(identity: &Identity, addr: &str) -> Options {
         me: info(&identity.name, addr),
         multiplier: 1,
         max_entry_size: 1 << 20,
+        min_free_disk: Some(1),
     }
 }
 

@@ -1,0 +1,208 @@
+//! A disk that fills up: the node gives leadership away before, serves what it can, and goes on by itself; and a disk that
+//! is full in spite of it ends the node with a message, and nothing is lost.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::json;
+use strongroom_jepsen_tests::{
+    Client, Cluster, Options,
+    logs::{NODES_AWAY, STARTING},
+    machine::wait_for,
+};
+
+use crate::BINARY;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 400 * MIB;
+const RESERVE: u64 = 64 * MIB;
+
+/// A small ext4 in a file, mounted where a node keeps its data.
+struct SmallDisk {
+    mount: PathBuf,
+}
+
+impl SmallDisk {
+    /// `None`, with a message: this machine or user cannot mount.
+    fn mount(image: &Path, mount: &Path) -> Option<Self> {
+        let file = fs::File::create(image).unwrap();
+        file.set_len(SIZE).unwrap();
+        let run = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
+        let made = run(Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-m", "0"])
+            .arg(image));
+        if !made
+            || !run(Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(image)
+                .arg(mount))
+        {
+            eprintln!(
+                "NOT TESTED: a file system cannot be made and mounted here (root, e2fsprogs and loop devices)"
+            );
+            return None;
+        }
+        Some(Self {
+            mount: mount.to_owned(),
+        })
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.mount.join("ballast")
+    }
+
+    /// Leaves this many bytes free.
+    fn leave(&self, free: u64) {
+        let stat = rustix::fs::statvfs(&self.mount).unwrap();
+        let now = stat.f_bavail * stat.f_frsize;
+        let held = fs::metadata(self.ballast()).map_or(0, |ballast| ballast.len());
+        let file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.ballast())
+            .unwrap();
+        let size = (held + now).saturating_sub(free);
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Its node may still run, if the test has failed.
+        let unmount = Command::new("umount").arg("-l").arg(&self.mount).status();
+        if !unmount.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.mount.display());
+        }
+    }
+}
+
+fn put(client: &Client, name: &str) -> u16 {
+    client
+        .put(&format!("kv/{name}"), &json!({"v": name}))
+        .status
+}
+
+fn wait_read(client: &Client, name: &str) {
+    wait_for("a read", Duration::from_secs(30), || {
+        (client.get(&format!("kv/{name}")).status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_full_disk() {
+    let options = Options {
+        binary: BINARY.into(),
+        nodes: 3,
+        key_made_before: true,
+    };
+    let mut cluster = Cluster::prepare(&options);
+    let image = cluster.dir().join("image");
+    let Some(disk) = SmallDisk::mount(&image, &cluster.data_dir(1)) else {
+        return;
+    };
+    for number in 1..=3 {
+        let reserve = if number == 1 { RESERVE } else { 1 };
+        cluster.configure(number, |node| {
+            node.storage_extra = format!("disk_reserve = {reserve}");
+        });
+        cluster.start_node(number);
+    }
+    cluster.init();
+    cluster.wait_all();
+    assert_eq!(cluster.leader(), 1, "the node that was initialised leads");
+    let clients = [1, 2].map(|number| cluster.client(number));
+    let [one, two] = &clients;
+    assert_eq!(one.put("sys/mounts/kv", &json!({"type": "kv"})).status, 204);
+    assert_eq!(put(one, "before"), 204);
+
+    gives_leadership_away(&cluster, &disk, one);
+    takes_nothing_and_says_so(&disk, one, two);
+    disk.make_room();
+    wait_read(one, "critical");
+    assert_eq!(put(one, "after"), 204);
+
+    ends_on_an_error_and_comes_back(&mut cluster, &disk);
+    let allowed = [
+        "the disk is nearly full",
+        "the disk is full but for",
+        "this node should not lead",
+        "No space left",
+        "a request was not carried out",
+        "syncing the Raft log failed",
+    ];
+    cluster.assert_logs_clean(&[STARTING, NODES_AWAY, &allowed]);
+    // Before the directory goes.
+    drop(disk);
+}
+
+/// Below the reserve another node leads; this one still takes part, for reads and for forwarded writes.
+fn gives_leadership_away(cluster: &Cluster, disk: &SmallDisk, one: &Client) {
+    disk.leave(RESERVE * 3 / 4);
+    wait_for("another leader", Duration::from_secs(20), || {
+        cluster.find_leader().filter(|leader| *leader != 1)
+    });
+    assert_eq!(put(one, "low"), 204);
+    wait_read(one, "low");
+    assert!(cluster.log_text(1).contains("the disk is nearly full"));
+}
+
+/// Below half of it the node takes no entries: others go on, and its own reads end in time.
+fn takes_nothing_and_says_so(disk: &SmallDisk, one: &Client, two: &Client) {
+    disk.leave(RESERVE / 4);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(put(two, "critical"), 204);
+    let old = one.get("kv/critical");
+    assert_eq!(old.status, 503, "{}", old.text());
+    assert_eq!(old.header("retry-after"), Some("1"));
+    let stale = one
+        .clone()
+        .with_header("X-Strongroom-Consistency", "stale")
+        .get("kv/low")
+        .expect(200);
+    assert_eq!(stale.header("x-strongroom-consistency"), Some("stale"));
+    let page = one.get("sys/metrics?format=prometheus").expect(200).text();
+    assert!(page.contains("strongroom_disk_free_bytes"));
+}
+
+/// Without a reserve the disk is full at some moment: the node ends and says why, and with room it is back.
+fn ends_on_an_error_and_comes_back(cluster: &mut Cluster, disk: &SmallDisk) {
+    let _ = cluster.terminate(1);
+    cluster.configure(1, |node| {
+        node.storage_extra = "disk_reserve = 1".to_owned();
+    });
+    cluster.start_node(1);
+    cluster.wait_all();
+    disk.leave(4096);
+    let two = cluster.client(2);
+    let value = "x".repeat(700 << 10);
+    for number in 0..120 {
+        let body = json!({ "v": value });
+        let status = two.put(&format!("kv/large-{number}"), &body).status;
+        assert_eq!(status, 204, "two of three nodes have room");
+        if !cluster.runs(1) {
+            break;
+        }
+    }
+    let status = cluster.wait_ended(1);
+    assert_eq!(status.code(), Some(1), "{status}");
+    let log = cluster.log_text(1);
+    assert!(log.contains("No space left on device"), "{log}");
+    assert!(
+        log.contains("make room on the disk and start the node again"),
+        "{log}"
+    );
+    disk.make_room();
+    cluster.start_node(1);
+    cluster.wait_all();
+    wait_read(&cluster.client(1), "large-0");
+    wait_read(&cluster.client(1), "after");
+    let _ = cluster.terminate(1);
+}
