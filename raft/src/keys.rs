@@ -8,8 +8,9 @@
 //! raft/DURABLE             lower bound of what was synced (witness.rs)
 //! state/CURRENT            name of the live generation
 //! state/gen-<N>/           RocksDB: the state. CFs `kv`, `kv-b`: opaque key → mod_index u64 BE | value; CF `meta`
-//! snapshots/<index>-<term>-<node>/   RocksDB checkpoint of a generation
+//! snapshots/<index>-<term>-<node>/   RocksDB checkpoint of a generation, and what it covers (META)
 //! snapshots/held-<N>/      checkpoint that somebody reads now; removed at start
+//! recv/                    a snapshot that another node is sending; removed at start
 //! ```
 //! Changing anything here makes existing data directories unreadable: raise [`FORMAT`] and write the upgrade.
 
@@ -28,6 +29,10 @@ pub(crate) const CURRENT_FILE: &str = "CURRENT";
 pub(crate) const FIRST_GENERATION: u64 = 1;
 /// Directory of local snapshots.
 pub(crate) const SNAPSHOT_DIR: &str = "snapshots";
+/// In a snapshot's directory: what it covers. RocksDB leaves names it does not know alone.
+pub(crate) const SNAPSHOT_META_FILE: &str = "META";
+/// Directory of the snapshot that is being received.
+pub(crate) const RECEIVE_DIR: &str = "recv";
 /// The witness file inside [`LOG_DIR`]. RocksDB leaves names it does not know alone.
 pub(crate) const WITNESS_FILE: &str = "DURABLE";
 
@@ -56,6 +61,8 @@ pub(crate) const META_SCANNED: &[u8] = b"scanned";
 pub(crate) const META_APPLIED: &[u8] = b"applied";
 /// State: the last applied membership.
 pub(crate) const META_MEMBERSHIP: &[u8] = b"membership";
+/// State: id of the last entry of the snapshot that this generation was made from; absent when it was made from none.
+pub(crate) const META_INSTALLED: &[u8] = b"installed";
 /// State: number of `Put` operations ever applied, u64 BE.
 pub(crate) const META_PUT_COUNT: &[u8] = b"put_count";
 /// State: `restores u64 BE | id 16` of the last restore; absent before the first. An even number: [`CF_KV`] is live.

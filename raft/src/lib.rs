@@ -19,9 +19,11 @@
 )]
 
 mod command;
+mod compaction;
 #[cfg(test)]
 mod conformance;
 mod error;
+mod fail;
 mod figures;
 #[cfg(test)]
 mod golden;
@@ -46,6 +48,7 @@ mod watchdog;
 
 pub use crate::{
     command::{Applied, Command, CommandError, Expect, Op, Outcome},
+    compaction::SnapshotOptions,
     error::{
         DialError, InitializeError, MembershipError, OpenError, ProposeError, ReadError,
         StartError, StateError, TransferError,
@@ -55,7 +58,7 @@ pub use crate::{
     raft::{MemberStatus, Options, Raft, Role, Status, Transport, Usage},
     restore::{RestoreStep, RowSum},
     rocks::DatabaseSize,
-    state::{Checkpoint, CheckpointRow, State},
+    state::{Checkpoint, CheckpointRow, SnapshotStats, State},
     stores::{LogContent, LogRow, ReadOnlyStores, StateRow, Stores},
     types::PeerInfo,
 };

@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     command::{Applied, Command},
+    compaction::SnapshotOptions,
     error::{
         DialError, InitializeError, MembershipError, ProposeError, ReadError, StartError,
         TransferError,
@@ -44,7 +45,7 @@ use crate::{
     rocks::DatabaseSize,
     services::{Services, age, known_leader},
     start::{self, Timing},
-    state::State,
+    state::{SnapshotStats, State},
     stores::{DirLock, Stores},
     types::{Metrics, PeerInfo},
     vitals::Refusal,
@@ -70,6 +71,8 @@ pub struct Options {
     pub max_entry_size: usize,
     /// Bytes to keep free on the data directory's disk; `None`: 2 % of it, 64 MiB to 1 GiB.
     pub min_free_disk: Option<u64>,
+    /// When to take snapshots, and how much log to keep.
+    pub snapshots: SnapshotOptions,
 }
 
 /// The cluster port.
@@ -365,6 +368,15 @@ impl Raft {
     #[must_use]
     pub fn state(&self) -> Arc<State> {
         Arc::clone(&self.0.state)
+    }
+
+    /// What this node did with snapshots since it started. Cheap and never waits.
+    #[must_use]
+    pub fn snapshot_stats(&self) -> SnapshotStats {
+        let newest = self.0.state.snapshots.newest();
+        let last = newest.map_or(0, |newest| newest.index());
+        let purged = self.0.log.purged().map_or(0, |id| id.index);
+        self.0.state.counters.stats(last, purged)
     }
 
     /// This node's view of itself and the cluster. Cheap and never waits.

@@ -19,9 +19,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    compaction,
     error::StartError,
     figures::figures,
-    net::{Dialer, Directory, Factory, Links, Server},
+    net::{Dialer, Directory, Factory, Incoming, Links, Receiver, Server},
     raft::{ADMISSION, Inner, Options, Raft, Role, Transport},
     reconcile,
     services::{Services, quorum_answers},
@@ -89,8 +90,8 @@ fn settings(options: &Options) -> Result<(Timing, openraft::Config), StartError>
         api_batch_linger_ms: 0,
         state_machine_channel_size: Some(65_536),
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 50_000,
-        purge_batch_size: 1024,
+        // What is purged, `compaction.rs` decides, by bytes as well.
+        max_in_snapshot_log_to_keep: u64::MAX,
         install_snapshot_timeout: 60_000,
         ..openraft::Config::default()
     };
@@ -130,6 +131,7 @@ pub(crate) async fn start(
             dialer,
             timing.election_max,
             closing.clone(),
+            Arc::clone(&stores.state.counters),
         ))
     });
     let users = TaskTracker::new();
@@ -184,6 +186,13 @@ pub(crate) async fn start(
         reserve: raft.0.options.min_free_disk,
     };
     spawn(&tasks, &closing, watchdog.run());
+    let compaction = compaction::run(
+        services.clone(),
+        raft.state(),
+        raft.0.log.clone(),
+        raft.0.options.snapshots,
+    );
+    spawn(&tasks, &closing, compaction);
     if let Some(transport) = transport {
         let server = Server {
             identity: raft.0.options.identity.clone(),
@@ -195,6 +204,11 @@ pub(crate) async fn start(
             closing,
             tasks,
             newest: Mutex::default(),
+            snapshots: Receiver {
+                services: services.clone(),
+                state: raft.state(),
+                incoming: Incoming::default(),
+            },
         };
         server.spawn(transport.listeners);
     }
@@ -313,7 +327,7 @@ impl Follow {
 
 /// Wall time, for people only: nothing that is replicated depends on it.
 #[expect(clippy::disallowed_methods, reason = "shown in the status only")]
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))

@@ -84,7 +84,7 @@ impl Stores {
         std::fs::create_dir_all(&log_dir).map_err(read(&log_dir))?;
         let lock = DirLock::take(dir)?;
         let log = open_log(&log_dir, identity)?;
-        let state = match State::open(&dir.join(STATE_DIR), identity) {
+        let state = match State::open(dir, identity) {
             Ok(state) => Arc::new(state),
             Err(error) => {
                 log.close();
@@ -97,11 +97,40 @@ impl Stores {
             state,
             lock,
         };
-        if let Err(error) = stores.check_agreement() {
+        if let Err(error) = stores
+            .finish_install()
+            .and_then(|()| stores.check_agreement())
+        {
             stores.close_now();
             return Err(error);
         }
         Ok(stores)
+    }
+
+    /// Ends what a crash has interrupted while a snapshot was installed: the state becomes the snapshot, and the log, if
+    /// it ends before that, begins behind it.
+    fn finish_install(&self) -> Result<(), OpenError> {
+        let read = |source| OpenError::Read {
+            path: self.log.path().to_owned(),
+            source,
+        };
+        self.state.finish_install().map_err(read)?;
+        let applied = self.state.position().borrow().applied;
+        let installed = self.state.installed().map_err(read)?;
+        match applied {
+            // Only then: entries applied after an installation are in the log, and with them what was purged.
+            Some(applied) if Some(applied) == installed => {
+                if self
+                    .log
+                    .last()
+                    .is_none_or(|last| last.index < applied.index)
+                {
+                    self.log.purge(applied).map_err(read)?;
+                }
+                Ok(())
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_agreement(&self) -> Result<(), OpenError> {
@@ -109,7 +138,17 @@ impl Stores {
             path: self.log.path().to_owned(),
             why,
         };
-        let Some(applied) = self.state.position().borrow().applied else {
+        let applied = self.state.position().borrow().applied;
+        if let Some(purged) = self.log.purged()
+            && applied.is_none_or(|applied| applied.index < purged.index)
+        {
+            return Err(damaged(format!(
+                "the log begins after entry {} but the state ends at entry {}",
+                purged.index,
+                applied.map_or(0, |id| id.index)
+            )));
+        }
+        let Some(applied) = applied else {
             return Ok(());
         };
         let last = self.log.last().map_or(0, |id| id.index);

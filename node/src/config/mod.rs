@@ -31,6 +31,7 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use strongroom_api::MetricsAccess;
+use strongroom_raft::SnapshotOptions;
 use zeroize::Zeroizing;
 
 pub(crate) use self::{
@@ -165,6 +166,8 @@ pub(crate) struct RaftStorage {
     pub(crate) max_entry_size: usize,
     /// Bytes to keep free on the disk of `path`; `None`: chosen by its size.
     pub(crate) disk_reserve: Option<u64>,
+    /// When to take snapshots, and how much log to keep.
+    pub(crate) snapshots: SnapshotOptions,
     /// Nodes to join, tried until one takes this node in.
     pub(crate) retry_join: Vec<RetryJoin>,
     /// Join without a vote.

@@ -163,15 +163,6 @@ impl Section {
             .map(|found| found.value)
     }
 
-    /// A whole number of any size.
-    pub(super) fn take_located_number(
-        &mut self,
-        key: &'static str,
-        report: &mut Report,
-    ) -> Option<Located<u64>> {
-        self.take_parsed(key, "a whole number", parse_number, report)
-    }
-
     /// A duration; a bare number is seconds.
     pub(super) fn take_duration(
         &mut self,

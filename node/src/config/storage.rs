@@ -1,7 +1,11 @@
 //! `storage "raft"` and its `retry_join` blocks.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use strongroom_raft::SnapshotOptions;
 use zeroize::Zeroizing;
 
 use super::{
@@ -25,6 +29,8 @@ const NODE_ID_FILE: &str = "node-id";
 const MAX_NODE_ID: usize = 256;
 const DEFAULT_MULTIPLIER: u64 = 1;
 const DEFAULT_MAX_ENTRY: u64 = 1 << 20;
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(5);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Peers refuse larger frames.
 const LARGEST_ENTRY: u64 = 4 << 20;
 
@@ -92,22 +98,7 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         .take_number("performance_multiplier", 0..=10, report)
         .filter(|multiplier| *multiplier != 0)
         .unwrap_or(DEFAULT_MULTIPLIER);
-    section.without_effect(
-        &["trailing_logs", "snapshot_threshold"],
-        "the log is kept whole for now",
-        |section, key, report| {
-            section
-                .take_located_number(key, report)
-                .map(|found| found.at)
-        },
-        report,
-    );
-    section.without_effect(
-        &["snapshot_interval"],
-        "the log is kept whole for now",
-        |section, key, report| section.take_duration(key, report).map(|found| found.at),
-        report,
-    );
+    let snapshots = snapshots(&mut section, report);
     let max_entry_size = section
         .take_number("max_entry_size", 0..=LARGEST_ENTRY, report)
         .filter(|size| *size != 0)
@@ -130,9 +121,31 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         performance_multiplier: u32::try_from(multiplier).unwrap_or(u32::MAX),
         max_entry_size: usize::try_from(max_entry_size).unwrap_or(usize::MAX),
         disk_reserve,
+        snapshots,
         retry_join,
         retry_join_as_non_voter: non_voter,
     })
+}
+
+/// When to take snapshots and how much log to keep.
+fn snapshots(section: &mut Section, report: &mut Report) -> SnapshotOptions {
+    let mut options = SnapshotOptions::default();
+    let threshold = section.take_number("snapshot_threshold", 0..=u64::MAX, report);
+    options.threshold = threshold.unwrap_or(options.threshold);
+    if let Some(entries) = section.take_number("trailing_logs", 0..=u64::MAX, report) {
+        options.trailing_logs = entries;
+        // Who asks for a number of entries gets them, whatever they weigh.
+        options.trailing_bytes = u64::MAX;
+    }
+    if let Some(interval) = section.take_duration("snapshot_interval", report) {
+        if (SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&interval.value) {
+            options.interval = interval.value;
+        } else {
+            let what = "snapshot_interval must be from 5ms to 24h";
+            report.problem(&interval.at, format!("{}: {what}", section.title));
+        }
+    }
+    options
 }
 
 fn data_path(

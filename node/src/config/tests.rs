@@ -98,6 +98,7 @@ fn a_small_file_gets_vaults_defaults() {
     assert_eq!(config.storage.node_id, "n1");
     assert_eq!(config.storage.performance_multiplier, 1);
     assert_eq!(config.storage.max_entry_size, 1 << 20);
+    assert_eq!(config.storage.snapshots, SnapshotOptions::default());
     assert_eq!(*config.seal.pin, "1234");
     assert_eq!(config.seal.max_parallel, 4);
     assert!(!config.seal.generate_key);
@@ -135,6 +136,9 @@ storage "raft" {{
   path = "/d"
   node_id = "n1"
   performance_multiplier = "1"
+  trailing_logs = "500"
+  snapshot_threshold = 1000
+  snapshot_interval = "90s"
   retry_join {{
     leader_api_addr = "https://10.0.0.2:8200/"
     leader_ca_cert_file = "{cert}"
@@ -183,6 +187,15 @@ pid_file = "/run/x.pid"
     assert_eq!(config.cluster_listeners().len(), 2);
     assert_eq!(config.cluster_addr, "https://vault.example:8201");
     assert_eq!(config.storage.performance_multiplier, 1);
+    let snapshots = SnapshotOptions {
+        threshold: 1000,
+        interval: Duration::from_secs(90),
+        trailing_logs: 500,
+        // What was asked for is kept, whatever it weighs.
+        trailing_bytes: u64::MAX,
+        ..SnapshotOptions::default()
+    };
+    assert_eq!(config.storage.snapshots, snapshots);
     let joins = &config.storage.retry_join;
     assert_eq!(joins[0].leader_api_addr, "https://10.0.0.2:8200");
     let tls = joins[0].tls_parameters().unwrap();
@@ -248,6 +261,7 @@ fn every_mistake_is_reported_at_once_with_its_place() {
 storage "raft" {
   node_id = "a b"
   performance_multiplier = 11
+  snapshot_interval = "1ms"
   retry_join {
     auto_join = "provider=aws"
   }
@@ -266,14 +280,15 @@ uii = true
         r#"6:9: storage "raft": path must be set to the data directory"#,
         r#"7:13: storage "raft": node_id must not hold spaces or control characters"#,
         r#"8:28: storage "raft": performance_multiplier must be a whole number from 0 to 10"#,
-        "10:17: retry_join: auto_join is not supported; list the nodes, one retry_join with leader_api_addr each",
-        r#"13:6: seal "pkcs11": key_label must be set"#,
-        r#"13:6: seal "pkcs11": pin must be set (the PIN, or file://PATH, env://NAME, string://PIN)"#,
-        r#"13:6: seal "pkcs11": slot or token_label must be set"#,
-        r#"14:9: seal "pkcs11": lib must be a path, with at least one /"#,
-        r#"15:15: seal "pkcs11": mechanism: CKM_AES_CBC (0x1082) and CKM_RSA_PKCS (0x0001) are open to padding attacks and not supported; use 0x1087, 0x1085 or 0x0009"#,
-        "17:12: api_addr must be a URL such as https://host:8200",
-        "18:1: uii is not a known setting; did you mean ui?",
+        r#"9:23: storage "raft": snapshot_interval must be from 5ms to 24h"#,
+        "11:17: retry_join: auto_join is not supported; list the nodes, one retry_join with leader_api_addr each",
+        r#"14:6: seal "pkcs11": key_label must be set"#,
+        r#"14:6: seal "pkcs11": pin must be set (the PIN, or file://PATH, env://NAME, string://PIN)"#,
+        r#"14:6: seal "pkcs11": slot or token_label must be set"#,
+        r#"15:9: seal "pkcs11": lib must be a path, with at least one /"#,
+        r#"16:15: seal "pkcs11": mechanism: CKM_AES_CBC (0x1082) and CKM_RSA_PKCS (0x0001) are open to padding attacks and not supported; use 0x1087, 0x1085 or 0x0009"#,
+        "18:12: api_addr must be a URL such as https://host:8200",
+        "19:1: uii is not a known setting; did you mean ui?",
     ]
     .map(|line| format!("c.hcl:{line}"));
     assert_eq!(problems(text), want);

@@ -289,6 +289,7 @@ fn raft_options(config: &Config, identity: Identity) -> Options {
         multiplier: config.storage.performance_multiplier,
         max_entry_size: config.storage.max_entry_size,
         min_free_disk: config.storage.disk_reserve,
+        snapshots: config.storage.snapshots,
     }
 }
 

@@ -24,6 +24,7 @@ mod init;
 mod join;
 mod limits;
 mod misconfigured;
+mod snapshots;
 mod strangers;
 mod values;
 mod walkthrough;

@@ -14,6 +14,7 @@
 mod flusher;
 pub(crate) mod record;
 mod recover;
+mod sizes;
 mod storage;
 mod witness;
 
@@ -31,9 +32,10 @@ use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
 
 pub(crate) use self::flusher::{Progress, Sync, lock};
-use self::{flusher::Flusher, recover::Recovered, witness::Witness};
+use self::{flusher::Flusher, recover::Recovered, sizes::Sizes, witness::Witness};
 use crate::{
     error::OpenError,
+    fail,
     figures::figures,
     identity::Identity,
     keys::{
@@ -52,6 +54,8 @@ const TAIL_BYTES: usize = 32 << 20;
 pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// Above this many entries a truncation uses a range tombstone, which slows later scans, instead of single ones.
 const MAX_POINT_DELETES: u64 = 4096;
+/// Purged entries of fewer bytes than this are left to RocksDB's own compactions.
+const RECLAIM_BYTES: u64 = 8 << 20;
 
 /// The Raft log. Clones share it.
 #[derive(Clone)]
@@ -76,6 +80,9 @@ struct Writer {
     batches: u64,
     scanned: u64,
     tail: Tail,
+    sizes: Sizes,
+    /// Bytes purged and possibly still on the disk.
+    purged_bytes: u64,
     /// Appends that may not be durable yet: (last index, batch number), both ascending.
     pending: VecDeque<(u64, u64)>,
     failed: Option<String>,
@@ -245,6 +252,29 @@ impl LogStore {
         lock(&self.0.writer).last
     }
 
+    /// The last entry that is not in the log any more because a snapshot covers it.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        lock(&self.0.writer).purged
+    }
+
+    /// Returns once everything that was written before is durable.
+    ///
+    /// # Errors
+    /// When a sync has failed.
+    pub(crate) async fn barrier(&self) -> io::Result<()> {
+        let synced = {
+            let writer = self.writer()?;
+            let durable = self.0.flusher.progress().borrow().batches;
+            (durable < writer.batches).then(|| self.0.flusher.sync(writer.batches))
+        };
+        match synced {
+            None => Ok(()),
+            Some(synced) => synced
+                .await
+                .map_err(|_| io::Error::other("the log was closed"))?,
+        }
+    }
+
     /// Id of the entry at `index`, if the log has it. Blocks.
     pub(crate) fn id_at(&self, index: u64) -> io::Result<Option<LogId>> {
         let db = lock(&self.0.writer).db()?;
@@ -310,6 +340,8 @@ impl LogStore {
         }
         figures().log_entries.increment(entries.len() as u64);
         for entry in entries {
+            let bytes = u64::try_from(cost(&entry)).unwrap_or(u64::MAX);
+            writer.sizes.append(entry.log_id.index, bytes);
             writer.tail.push(entry);
         }
         // Still under the lock, so that callbacks queue in the order of their batches.
@@ -373,13 +405,14 @@ impl LogStore {
         writer.scanned = scanned;
         writer.last = last.max(writer.purged);
         writer.tail.truncate_after(next);
+        writer.sizes.truncate_after(next.saturating_sub(1));
         for (index, _) in &mut writer.pending {
             *index = (*index).min(next.saturating_sub(1));
         }
         Ok(())
     }
 
-    fn purge(&self, upto: LogId) -> io::Result<()> {
+    pub(crate) fn purge(&self, upto: LogId) -> io::Result<()> {
         let mut writer = self.writer()?;
         let first = writer.purged.map_or(0, |id| id.index + 1);
         if upto.index < first {
@@ -397,7 +430,48 @@ impl LogStore {
             writer.last = Some(upto);
         }
         writer.tail.purge(upto.index);
+        let before = writer.sizes.after(first.saturating_sub(1));
+        writer.purged_bytes += before.saturating_sub(writer.sizes.after(upto.index));
+        writer.sizes.purge(upto.index);
+        drop(writer);
+        fail::point("purge-written");
         Ok(())
+    }
+
+    /// Bytes of the entries after `index`, roughly.
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        lock(&self.0.writer).sizes.after(index)
+    }
+
+    /// The lowest index after which the log has at most `bytes`, roughly.
+    pub(crate) fn index_keeping(&self, bytes: u64) -> u64 {
+        lock(&self.0.writer).sizes.keeping(bytes)
+    }
+
+    /// Gives the disk back what purged entries took, if that is worth the work. Takes its time.
+    ///
+    /// # Errors
+    /// When the disk fails. The entries are purged all the same.
+    pub(crate) async fn reclaim(&self) -> io::Result<()> {
+        let upto = {
+            let mut writer = lock(&self.0.writer);
+            let Some(upto) = writer
+                .purged
+                .filter(|_| writer.purged_bytes >= RECLAIM_BYTES)
+            else {
+                return Ok(());
+            };
+            writer.purged_bytes = 0;
+            upto.index
+        };
+        // Files go at once, records of the write-ahead log only with a sync: without this a crash could leave a log that
+        // claims to begin where there is nothing any more.
+        self.barrier().await?;
+        fail::point("purge-synced");
+        let db = lock(&self.0.writer).db()?;
+        tokio::task::spawn_blocking(move || reclaim(&db, upto))
+            .await
+            .map_err(io::Error::other)?
     }
 
     /// Entries `start..end` that the log has, as many as fit in `max_bytes` but at least one.
@@ -473,6 +547,8 @@ impl LogStore {
             if let Err(error) = db.flush_wal(true) {
                 tracing::error!(%error, "the last sync of the Raft log failed");
             }
+            // Purged entries are reclaimed another time.
+            db.cancel_all_background_work(false);
             drop_last(db, "log");
         }
     }
@@ -480,15 +556,21 @@ impl LogStore {
 
 impl Writer {
     fn new(db: Arc<DB>, found: &Recovered) -> Self {
+        let first = found.purged.map_or(0, |id| id.index + 1);
+        let sizes = found.last.map_or_else(Sizes::default, |last| {
+            Sizes::new(first, last.index, stored_bytes(&db))
+        });
         Self {
             db: Some(db),
             vote: found.vote,
             purged: found.purged,
             last: found.last,
-            first: found.purged.map_or(0, |id| id.index + 1),
+            first,
             batches: found.batches,
             scanned: 0,
             tail: Tail::default(),
+            sizes,
+            purged_bytes: 0,
             pending: VecDeque::new(),
             failed: None,
         }
@@ -531,6 +613,42 @@ fn read_from_disk(db: &DB, start: u64, end: u64, max_bytes: usize) -> io::Result
         return Err(io::Error::other(format!("log entry {start} is missing")));
     }
     Ok(entries)
+}
+
+/// What the log's entries take, roughly.
+fn stored_bytes(db: &DB) -> u64 {
+    let Ok(log) = cf(db, CF_LOG) else {
+        return 0;
+    };
+    let of = |property: &str| db.property_int_value_cf(log, property).ok().flatten();
+    [
+        "rocksdb.estimate-live-data-size",
+        "rocksdb.cur-size-all-mem-tables",
+    ]
+    .into_iter()
+    .filter_map(of)
+    .sum()
+}
+
+/// Table files that hold nothing but purged entries are deleted as they are; the rest is compacted.
+fn reclaim(db: &DB, upto: u64) -> io::Result<()> {
+    let (log, meta) = (cf(db, CF_LOG)?, cf(db, CF_META)?);
+    // Both families, or the write-ahead log stays.
+    db.flush_cfs_opt(&[log, meta], &rocksdb::FlushOptions::default())
+        .map_err(io::Error::other)?;
+    db.delete_file_in_range_cf(log, keys::log(0), keys::log(upto))
+        .map_err(io::Error::other)?;
+    fail::point("purge-files");
+    let mut options = rocksdb::CompactOptions::default();
+    options.set_exclusive_manual_compaction(false);
+    db.compact_range_cf_opt(
+        log,
+        Some(keys::log(0)),
+        Some(keys::log(upto.saturating_add(1))),
+        &options,
+    );
+    fail::point("purge-reclaimed");
+    Ok(())
 }
 
 /// Drops the last reference to a database here and now, so that it is closed when this returns.

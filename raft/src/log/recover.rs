@@ -97,7 +97,7 @@ fn scan(db: &DB) -> io::Result<Recovered> {
         last = Some(entry.log_id);
         expected = index + 1;
     }
-    if scanned > first && last.is_none_or(|last| last.index < scanned) {
+    if scanned > 0 && scanned >= first && last.is_none_or(|last| last.index < scanned) {
         return Err(io::Error::other(format!("log entry {scanned} is missing")));
     }
     Ok(Recovered {

@@ -290,3 +290,117 @@ async fn an_entry_is_durable_when_its_own_batch_is() {
     );
     assert!(RaftLogStorage::save_vote(&mut log, &vote()).await.is_err());
 }
+
+/// A log of 50 entries whose first 20 are purged, as a kill leaves it.
+async fn purged(copy: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+    log.blocking_append((0..50).map(entry)).await.unwrap();
+    log.purge(log_id(TERM, 1, 19)).unwrap();
+    log.barrier().await.unwrap();
+    copy_dir(dir.path(), copy);
+    log.close();
+}
+
+#[tokio::test]
+async fn a_purged_log_begins_behind_what_was_purged() {
+    let copy = tempfile::tempdir().unwrap();
+    purged(copy.path()).await;
+    let mut log = open(copy.path()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(log.purged(), Some(log_id(TERM, 1, 19)));
+        assert_eq!(log.last(), Some(log_id(TERM, 1, 49)));
+        let entries = log.try_get_log_entries(0..100).await.unwrap();
+        assert_eq!(entries, (20..50).map(entry).collect::<Vec<_>>());
+        assert_eq!(log.try_get_log_entries(3..20).await.unwrap(), []);
+        // Once more from table files, behind the mark of the scan.
+        log.close();
+        log = open(copy.path()).unwrap();
+    }
+    // Everything: what comes next follows what was purged.
+    log.purge(log_id(TERM, 1, 49)).unwrap();
+    log.close();
+    let mut log = open(copy.path()).unwrap();
+    assert_eq!(log.last(), Some(log_id(TERM, 1, 49)));
+    assert_eq!(log.bytes_after(49), 0);
+    log.blocking_append([entry(50)]).await.unwrap();
+    log.close();
+    let log = open(copy.path()).unwrap();
+    assert_eq!(log.last(), Some(log_id(TERM, 1, 50)));
+    assert_eq!(log.id_at(50).unwrap(), log.last());
+    log.close();
+}
+
+#[tokio::test]
+async fn a_hole_in_a_purged_log_is_refused() {
+    for (missing, scanned) in [(20, None), (33, None), (49, Some(49)), (20, Some(20))] {
+        let copy = tempfile::tempdir().unwrap();
+        purged(copy.path()).await;
+        let db = rocks::open(Kind::Log, copy.path()).unwrap();
+        db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(missing))
+            .unwrap();
+        if let Some(scanned) = scanned {
+            let (meta, log) = (cf(&db, CF_META).unwrap(), cf(&db, CF_LOG).unwrap());
+            db.put_cf(meta, META_SCANNED, u64::to_be_bytes(scanned))
+                .unwrap();
+            db.delete_range_cf(log, keys::log(missing), keys::log(1000))
+                .unwrap();
+        }
+        drop(db);
+        let opened = open(copy.path()).map(|_| ());
+        assert!(
+            matches!(opened, Err(OpenError::Damaged { .. })),
+            "{missing} {scanned:?}: {opened:?}"
+        );
+    }
+}
+
+fn size_of(dir: &Path) -> u64 {
+    let files = fs::read_dir(dir).unwrap();
+    files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum()
+}
+
+#[tokio::test]
+async fn purged_entries_give_their_disk_back() {
+    let big = |index: u64| Entry {
+        log_id: log_id(TERM, 1, index),
+        payload: EntryPayload::Normal(Encoded(vec![index as u8; 64 << 10].into())),
+    };
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut log = open(dir.path()).unwrap();
+    RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+    // Several table files and some of a memtable.
+    for start in (0..1600).step_by(50) {
+        log.blocking_append((start..start + 50).map(big))
+            .await
+            .unwrap();
+    }
+    assert!(log.bytes_after(799).abs_diff(800 << 16) < 4 << 20);
+    assert!(log.index_keeping(10 << 20).abs_diff(1600 - 160) < 50);
+    let before = size_of(dir.path());
+    log.purge(log_id(TERM, 1, 1559)).unwrap();
+    log.reclaim().await.unwrap();
+    assert!(before > 90 << 20, "{before}");
+    // RocksDB deletes files on a thread of its own.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while size_of(dir.path()) > 20 << 20 {
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|file| file.unwrap())
+            .map(|file| (file.file_name(), file.metadata().unwrap().len()))
+            .collect();
+        assert!(std::time::Instant::now() < deadline, "{names:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Killed at this moment, it is whole.
+    copy_dir(dir.path(), copy.path());
+    log.close();
+    let mut log = open(copy.path()).unwrap();
+    assert_eq!(log.purged(), Some(log_id(TERM, 1, 1559)));
+    let entries = log.try_get_log_entries(0..2000).await.unwrap();
+    assert_eq!(entries, (1560..1600).map(big).collect::<Vec<_>>());
+    log.close();
+}

@@ -1,6 +1,6 @@
 //! Frames on a connection between nodes: `length u32 BE | kind u8 | flags u8 | zero u16 | seq u64 BE | body`.
 //!
-//! `length` counts everything behind itself. Bodies are prost messages ([`super::wire`]).
+//! `length` counts everything behind itself. Bodies are prost messages ([`super::wire`]), or bytes of a file.
 //!
 //! Invariants
 //! - A frame above [`MAX_FRAME`] is refused from its header alone: a peer cannot make this node allocate more.
@@ -31,6 +31,12 @@ pub(crate) enum Kind {
     Call,
     /// Its answer, in any order, under the same `seq`.
     Reply,
+    /// From the sender of a snapshot.
+    Snapshot,
+    /// Bytes of a file of a snapshot; no prost message.
+    SnapshotData,
+    /// From the receiver of a snapshot.
+    SnapshotReply,
 }
 
 impl Kind {
@@ -42,6 +48,9 @@ impl Kind {
             Self::AppendReply => 11,
             Self::Call => 20,
             Self::Reply => 21,
+            Self::Snapshot => 30,
+            Self::SnapshotData => 31,
+            Self::SnapshotReply => 32,
         }
     }
 
@@ -53,6 +62,9 @@ impl Kind {
             Self::AppendReply,
             Self::Call,
             Self::Reply,
+            Self::Snapshot,
+            Self::SnapshotData,
+            Self::SnapshotReply,
         ];
         all.into_iter().find(|kind| kind.number() == number)
     }

@@ -1,7 +1,7 @@
 //! The cluster port: length-prefixed frames over mutual TLS 1.3.
 //!
 //! Each pair of nodes has, in each direction, one connection for the append stream and one for control messages, so
-//! that a heartbeat never waits behind log entries. Other protocols share the port by ALPN name.
+//! that a heartbeat never waits behind log entries, and one more while a snapshot is sent. Other protocols share the port by ALPN name.
 
 mod append;
 mod control;
@@ -9,6 +9,7 @@ mod frame;
 mod network;
 mod peer;
 mod server;
+mod snapshot;
 mod wire;
 
 pub(crate) use self::{
@@ -16,6 +17,7 @@ pub(crate) use self::{
     network::{Factory, Links},
     peer::{Dialer, Directory},
     server::Server,
+    snapshot::{Incoming, Receiver},
     wire::{Call, Reply},
 };
 #[cfg(test)]

@@ -26,11 +26,15 @@ use super::{
     append::{Lane, Session},
     control::{CallError, ControlLink, chain},
     peer::{Dialer, Directory},
+    snapshot::{SendError, send},
     wire::{Append, Call, Purpose, Reply, TransferResult},
 };
 use crate::{
     log::lock,
-    state::SnapshotDir,
+    state::{
+        SnapshotDir,
+        snapshot::{Counters, add},
+    },
     types::{AppendRequest, AppendResult, PeerInfo, RpcError, TypeConfig, Vote},
 };
 
@@ -41,6 +45,11 @@ pub(crate) struct Links {
     control: Mutex<HashMap<u64, Arc<ControlLink>>>,
     silence: Duration,
     closing: CancellationToken,
+    /// Index of the snapshot that each member is being sent.
+    sending: Mutex<HashMap<u64, u64>>,
+    /// Why the last snapshot for a member was not sent.
+    unsent: Mutex<HashMap<u64, String>>,
+    counters: Arc<Counters>,
 }
 
 impl Links {
@@ -49,6 +58,7 @@ impl Links {
         dialer: Arc<Dialer>,
         silence: Duration,
         closing: CancellationToken,
+        counters: Arc<Counters>,
     ) -> Self {
         Self {
             raft_id,
@@ -56,6 +66,23 @@ impl Links {
             control: Mutex::default(),
             silence,
             closing,
+            sending: Mutex::default(),
+            unsent: Mutex::default(),
+            counters,
+        }
+    }
+
+    /// Index of the snapshot that member `id` is being sent.
+    pub(crate) fn sending(&self, id: u64) -> Option<u64> {
+        lock(&self.sending).get(&id).copied()
+    }
+
+    fn begin_sending(self: &Arc<Self>, id: u64, index: u64) -> Sending {
+        lock(&self.sending).insert(id, index);
+        Sending {
+            links: Arc::clone(self),
+            id,
+            index,
         }
     }
 
@@ -75,6 +102,42 @@ impl Links {
     /// Drops the links to nodes that are no members any more.
     pub(crate) fn retain(&self, directory: &Directory) {
         lock(&self.control).retain(|id, _| directory.contains(*id));
+    }
+}
+
+/// A member is being sent a snapshot as long as this is there.
+struct Sending {
+    links: Arc<Links>,
+    id: u64,
+    index: u64,
+}
+
+impl Sending {
+    fn ended(&self, sent: &Result<Vote, SendError>) {
+        let counters = &self.links.counters;
+        let (node, index) = (self.id, self.index);
+        match sent {
+            Ok(_) => {
+                add(&counters.sent, 1);
+                tracing::info!(node, index, "sent a snapshot");
+                lock(&self.links.unsent).remove(&node);
+            }
+            Err(error) => {
+                add(&counters.send_failures, 1);
+                let why = chain(error);
+                // Tried again every second; said once.
+                let said = lock(&self.links.unsent).insert(node, why.clone());
+                if said.as_ref() != Some(&why) {
+                    tracing::warn!(node, index, "a snapshot was not sent; trying again: {why}");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        lock(&self.links.sending).remove(&self.id);
     }
 }
 
@@ -275,17 +338,28 @@ impl NetTransferLeader<TypeConfig> for Client {
 impl NetSnapshot<TypeConfig> for Client {
     type SnapshotData = SnapshotDir;
 
-    /// Not reached: the log is never purged, so every member can be caught up by log.
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(Unreachable::from_string(
-            "sending snapshots is not supported by this version",
-        )))
+        let SnapshotDir::Kept(kept) = snapshot.snapshot else {
+            return Err(wrong_answer().into());
+        };
+        let links = self.links.clone().ok_or_else(no_network)?;
+        let sending = links.begin_sending(self.id, kept.index());
+        let sent = tokio::select! {
+            sent = Box::pin(send(&links.dialer, self.id, vote, kept, &links.counters)) => sent,
+            closed = cancel => return Err(closed.into()),
+        };
+        sending.ended(&sent);
+        match sent {
+            Ok(vote) => Ok(SnapshotResponse { vote }),
+            Err(SendError::Unreachable(why)) => Err(unreachable(&why).into()),
+            Err(SendError::Broken(error)) => Err(network(&error.to_string()).into()),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ use tokio_util::{codec::Framed, sync::CancellationToken, task::TaskTracker};
 use super::{
     frame::{FIRST, Frame, FrameCodec, Kind},
     peer::{ALPN, Connection, Directory, certificate_identity, frame, send},
+    snapshot::Receiver,
     wire::{
         Append, AppendReply, Call, CallMessage, Hello, PROTOCOL, Purpose, Reply, ReplyMessage,
         Welcome, is_contiguous,
@@ -81,6 +82,7 @@ pub(crate) struct Server {
     pub(crate) tasks: TaskTracker,
     /// The connection that each peer uses now, by purpose.
     pub(crate) newest: Mutex<HashMap<(u64, u32), CancellationToken>>,
+    pub(crate) snapshots: Receiver,
 }
 
 impl Server {
@@ -161,6 +163,7 @@ impl Server {
             match purpose {
                 Purpose::Append => self.serve_append(connection).await,
                 Purpose::Control => self.serve_control(connection, from).await,
+                Purpose::Snapshot => self.snapshots.serve(connection, from).await,
             }
         };
         replaced

@@ -29,6 +29,8 @@ pub(crate) enum Purpose {
     Append,
     /// Heartbeats, votes, transfers, read indexes: small and urgent.
     Control,
+    /// One snapshot.
+    Snapshot,
 }
 
 impl Purpose {
@@ -36,6 +38,7 @@ impl Purpose {
         match self {
             Self::Append => 1,
             Self::Control => 2,
+            Self::Snapshot => 3,
         }
     }
 
@@ -43,6 +46,7 @@ impl Purpose {
         match number {
             1 => Some(Self::Append),
             2 => Some(Self::Control),
+            3 => Some(Self::Snapshot),
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use super::{
     DbView, State,
     apply::Changes,
-    snapshot::{self, Builder, SnapshotDir},
+    snapshot::{self, Builder, Meta, Snapshot, SnapshotDir},
 };
 use crate::{
     command::{Applied, Command, Outcome},
@@ -33,8 +33,6 @@ const MAX_ENTRIES: usize = 512;
 const MAX_BYTES: usize = 2 << 20;
 
 type Responder = openraft::storage::ApplyResponder<TypeConfig>;
-type Meta = openraft::alias::SnapshotMetaOf<TypeConfig>;
-type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>;
 
 /// The writer of the state: there is one, owned by openraft.
 pub(crate) struct Machine {
@@ -148,15 +146,29 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.apply_batch(batch).await
     }
 
+    /// `force` comes from a start without a snapshot. Otherwise the one is meant that was built before openraft was told:
+    /// a failure while building (a full disk) must not reach openraft, which would stop the node.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        if force {
+            return Some(self.get_snapshot_builder().await);
+        }
+        self.state.snapshots.newest().map(Builder::Ready)
+    }
+
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder::new(Arc::clone(&self.state))
+        Builder::Build(Arc::clone(&self.state))
     }
 
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: SnapshotDir) -> io::Result<()> {
-        snapshot::install(&self.state, meta, snapshot).await
+        snapshot::install(&self.state, &self.log, meta, snapshot).await
     }
 
+    /// Never one that lies before what the log has purged: who got that could not be caught up by log afterwards.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        snapshot::newest(&self.state).await
+        let newest = self.state.snapshots.newest();
+        let purged = self.log.purged();
+        Ok(newest
+            .filter(|kept| kept.meta.last_log_id >= purged)
+            .map(snapshot::snapshot_of))
     }
 }

@@ -13,7 +13,7 @@ mod apply;
 mod checkpoint;
 mod machine;
 mod outcomes;
-mod snapshot;
+pub(crate) mod snapshot;
 
 use std::{
     collections::HashMap,
@@ -31,19 +31,26 @@ use prost::Message;
 use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
-pub use self::checkpoint::{Checkpoint, CheckpointRow};
 use self::{
     apply::{Change, Changes, View},
     outcomes::Outcomes,
 };
-pub(crate) use self::{machine::Machine, snapshot::SnapshotDir};
+pub use self::{
+    checkpoint::{Checkpoint, CheckpointRow},
+    snapshot::SnapshotStats,
+};
+pub(crate) use self::{
+    machine::Machine,
+    snapshot::{SnapshotDir, Snapshots},
+};
 use crate::{
     command::{Applied, Outcome},
     error::{OpenError, StateError},
     identity::{Identity, write_atomically},
     keys::{
         self, CF_KV, CF_KV_B, CF_META, CURRENT_FILE, FIRST_GENERATION, META_APPLIED, META_FORMAT,
-        META_MEMBERSHIP, META_PUT_COUNT, META_RESTORED, META_STAGING, be_u64,
+        META_INSTALLED, META_MEMBERSHIP, META_PUT_COUNT, META_RESTORED, META_STAGING, SNAPSHOT_DIR,
+        STATE_DIR, be_u64,
     },
     log::lock,
     proto::{LogIdProto, StoredMembershipProto},
@@ -78,6 +85,10 @@ pub struct State {
     /// `None` after close.
     live: ArcSwapOption<Generation>,
     position: watch::Sender<Position>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) counters: Arc<snapshot::Counters>,
+    /// Held while a snapshot is built.
+    building: Mutex<()>,
 }
 
 impl std::fmt::Debug for State {
@@ -155,12 +166,14 @@ impl Generation {
 }
 
 impl State {
-    /// Opens the state of `identity` in `dir`, creating it when there is none.
-    pub(crate) fn open(dir: &Path, identity: &Identity) -> Result<Self, OpenError> {
+    /// Opens the state of `identity` in data directory `data`, creating it when there is none, and sweeps what a crash
+    /// has left of snapshots and generations.
+    pub(crate) fn open(data: &Path, identity: &Identity) -> Result<Self, OpenError> {
         let read = |path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Read { path, source }
         };
+        let dir = &data.join(STATE_DIR);
         std::fs::create_dir_all(dir).map_err(read(dir))?;
         checkpoint::forget_held(dir).map_err(read(dir))?;
         let number = current_generation(dir)?;
@@ -185,11 +198,17 @@ impl State {
         let position = read_position(&db).map_err(damaged)?;
         let number = number.unwrap_or(FIRST_GENERATION);
         let generation = Generation::new(number, db, &position).map_err(damaged)?;
+        sweep_leftovers(data, dir, number).map_err(read(dir))?;
+        let root = data.join(SNAPSHOT_DIR);
+        let snapshots = Snapshots::open(root.clone(), identity).map_err(read(&root))?;
         Ok(Self {
             dir: dir.to_owned(),
             identity: identity.clone(),
             live: ArcSwapOption::from_pointee(generation),
             position: watch::Sender::new(position),
+            snapshots,
+            counters: Arc::default(),
+            building: Mutex::default(),
         })
     }
 
@@ -369,6 +388,46 @@ impl State {
         let live = self.live.load();
         let generation = live.as_ref().ok_or(StateError::Closed)?;
         Ok(Arc::clone(&generation.db))
+    }
+
+    /// Id of the last entry of the snapshot that the live generation was made from.
+    pub(crate) fn installed(&self) -> io::Result<Option<LogId>> {
+        let db = self.db().map_err(io::Error::other)?;
+        let stored = db
+            .get_cf(cf(&db, CF_META)?, META_INSTALLED)
+            .map_err(io::Error::other)?;
+        stored
+            .filter(|bytes| !bytes.is_empty())
+            .map(|bytes| LogIdProto::decode(&bytes[..]).map(LogId::from))
+            .transpose()
+            .map_err(|_| damaged("the installed log id"))
+    }
+
+    /// `name` in the data directory.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.dir.with_file_name(name)
+    }
+
+    /// Directories that hold this node's own table files: the live generation and the snapshots.
+    pub(crate) fn table_dirs(&self) -> Vec<PathBuf> {
+        let live = self.live.load();
+        let live = live
+            .as_ref()
+            .map(|live| generation_dir(&self.dir, live.number));
+        let kept = self.snapshots.all();
+        let snapshots = kept.iter().map(|kept| kept.path.clone());
+        live.into_iter().chain(snapshots).collect()
+    }
+
+    /// Installs the newest snapshot if the state is behind it: an installation that a crash has interrupted. Blocks.
+    pub(crate) fn finish_install(&self) -> io::Result<()> {
+        match self.snapshots.newest() {
+            Some(newest) if newest.meta.last_log_id > self.position.borrow().applied => {
+                let meta = newest.meta.clone();
+                snapshot::install_now(self, &meta, SnapshotDir::Kept(newest))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Makes `changes` visible, all at once.
@@ -718,6 +777,27 @@ pub(crate) fn current_generation(dir: &Path) -> Result<Option<u64>, OpenError> {
 /// Directory of generation `number`.
 pub(crate) fn generation_dir(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("gen-{number}"))
+}
+
+/// Numbers of all generations in `dir`.
+fn generations(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("gen-"));
+        found.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    Ok(found)
+}
+
+/// Removes what only a crash leaves: generations that are not the live one, a half-received snapshot.
+fn sweep_leftovers(data: &Path, dir: &Path, live: u64) -> io::Result<()> {
+    for number in generations(dir)? {
+        if number != live {
+            snapshot::remove_dir(&generation_dir(dir, number))?;
+        }
+    }
+    snapshot::remove_dir(&data.join(keys::RECEIVE_DIR))
 }
 
 /// The commit point of a change of generation.

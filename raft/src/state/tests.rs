@@ -105,10 +105,13 @@ async fn a_snapshot_moves_the_state_to_another_node() {
         current_generation(&there.path().join("state")).unwrap(),
         Some(2)
     );
-    assert!(!there.path().join("state/gen-1").exists());
+    // Nobody waits for the old generation's readers.
+    while there.path().join("state/gen-1").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     state.close();
     // It is the second node's own state now.
-    drop(State::open(&there.path().join("state"), &identity(2)).unwrap());
+    drop(State::open(there.path(), &identity(2)).unwrap());
     source.close().await;
     target.close().await;
 }
@@ -145,19 +148,174 @@ async fn a_snapshot_of_another_cluster_is_refused() {
     target.close().await;
 }
 
+/// A snapshot of the live state, as the node takes them.
+fn take(stores: &Stores) -> std::sync::Arc<snapshot::Kept> {
+    snapshot::build(&stores.state()).unwrap()
+}
+
+#[tokio::test]
+async fn the_newest_snapshot_is_kept_and_another_while_somebody_uses_it() {
+    let gone = async |path: &Path| {
+        while path.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let mut taken = Vec::new();
+    for index in 0..3 {
+        append(&stores.log, vec![put(index, "a")]).await;
+        apply(&stores, vec![put(index, "a")]).await;
+        taken.push(take(&stores));
+    }
+    // Nothing new: the same one.
+    assert_eq!(take(&stores).path, taken[2].path);
+    assert!(taken.iter().all(|kept| kept.path.join("CURRENT").exists()));
+    let streamed = taken.remove(1);
+    let others: Vec<_> = taken.drain(..).map(|kept| kept.path.clone()).collect();
+    gone(&others[0]).await;
+    assert!(streamed.path.exists() && others[1].exists());
+    let path = streamed.path.clone();
+    drop(streamed);
+    gone(&path).await;
+    // It is found again, and what a crash left is not taken for one.
+    let root = dir.path().join("snapshots");
+    std::fs::create_dir(root.join("building")).unwrap();
+    std::fs::create_dir(root.join("99-1-1")).unwrap();
+    std::fs::create_dir(root.join("88-1-1")).unwrap();
+    std::fs::copy(others[1].join("META"), root.join("88-1-1/META")).unwrap();
+    stores.close().await;
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let found = stores.state().snapshots.newest().unwrap();
+    assert_eq!((found.index(), &found.path), (2, &others[1]));
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1);
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_start_finishes_an_installation_and_a_log_that_ends_before_it() {
+    use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Stores::open(here.path(), &identity(1)).unwrap();
+    apply(&source, vec![put(0, "a"), put(1, "b"), put(2, "c")]).await;
+    let kept = take(&source);
+
+    // An entry that was never committed, of a later leader than the snapshot's last.
+    let target = Stores::open(there.path(), &identity(2)).unwrap();
+    let stray = Entry {
+        log_id: log_id(5, 2, 0),
+        ..put(0, "z")
+    };
+    let mut log = target.log.clone();
+    let vote = crate::types::Vote {
+        leader_id: log_id(6, 1, 0).leader_id,
+        committed: true,
+    };
+    RaftLogStorage::save_vote(&mut log, &vote).await.unwrap();
+    log.blocking_append([stray]).await.unwrap();
+    drop(log);
+    target.close().await;
+    // Killed when the received snapshot was kept, before it became the state.
+    let copy = there
+        .path()
+        .join("snapshots")
+        .join(kept.path.file_name().unwrap());
+    std::fs::create_dir_all(&copy).unwrap();
+    for file in std::fs::read_dir(&kept.path).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    std::fs::create_dir_all(there.path().join("state/gen-2")).unwrap();
+    std::fs::create_dir_all(there.path().join("recv")).unwrap();
+    for _ in 0..2 {
+        let target = Stores::open(there.path(), &identity(2)).unwrap();
+        let end = Some(log_id(1, 1, 2));
+        assert_eq!((target.log.last(), target.log.purged()), (end, end));
+        assert_eq!(target.state().applied(), 2);
+        assert!(target.state().get(b"c").unwrap().is_some());
+        assert!(target.state().get(b"z").unwrap().is_none());
+        assert!(!there.path().join("recv").exists());
+        target.close().await;
+    }
+    // Only what an installation has brought may be ahead of the log.
+    let target = Stores::open(there.path(), &identity(2)).unwrap();
+    apply(&target, vec![put(3, "d")]).await;
+    target.close().await;
+    let error = Stores::open(there.path(), &identity(2)).unwrap_err();
+    assert!(
+        error.to_string().contains("the log ends at entry 2"),
+        "{error}"
+    );
+    source.close().await;
+}
+
+#[tokio::test]
+async fn readers_never_see_less_than_the_position_says_while_snapshots_are_installed() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Stores::open(here.path(), &identity(1)).unwrap();
+    let target = Stores::open(there.path(), &identity(2)).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (state, stop) = (target.state(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let position = state.applied();
+                    let (written, _) = state.get(b"a").unwrap().unwrap_or_default();
+                    let watched = state.mod_index(b"a").unwrap().unwrap_or(0);
+                    assert!(written >= position && watched >= position);
+                }
+            })
+        })
+        .collect();
+    let mut installer = Machine::new(target.state(), target.log.clone());
+    for index in 0..12 {
+        apply(&source, vec![put(index, "a")]).await;
+        let snapshot = snapshot::snapshot_of(take(&source));
+        installer
+            .install_snapshot(&snapshot.meta, snapshot.snapshot)
+            .await
+            .unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    assert_eq!(target.state().applied(), 11);
+    source.close().await;
+    target.close().await;
+}
+
+#[tokio::test]
+async fn a_state_behind_a_purged_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let entries = vec![put(0, "a"), put(1, "b"), put(2, "c")];
+    append(&stores.log, entries.clone()).await;
+    apply(&stores, entries[..1].to_vec()).await;
+    stores.log.purge(log_id(1, 1, 1)).unwrap();
+    stores.close().await;
+    let error = Stores::open(dir.path(), &identity(1)).unwrap_err();
+    assert!(
+        error.to_string().contains("begins after entry 1"),
+        "{error}"
+    );
+}
+
 #[test]
 fn unknown_layouts_and_damaged_pointers_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(dir.path(), &identity(1)).unwrap();
     state.close();
-    std::fs::write(dir.path().join(CURRENT_FILE), "gen-one\n").unwrap();
+    let inner = dir.path().join(STATE_DIR);
+    std::fs::write(inner.join(CURRENT_FILE), "gen-one\n").unwrap();
     let damaged = State::open(dir.path(), &identity(1));
     assert!(
         matches!(damaged, Err(OpenError::Damaged { .. })),
         "{damaged:?}"
     );
-    set_current(dir.path(), 1).unwrap();
-    let db = rocks::open(Kind::State, &generation_dir(dir.path(), 1)).unwrap();
+    set_current(&inner, 1).unwrap();
+    let db = rocks::open(Kind::State, &generation_dir(&inner, 1)).unwrap();
     let mut value = keys::format_value(&[2; 16], 1);
     value[3] = 9;
     db.put_cf(cf(&db, CF_META).unwrap(), META_FORMAT, value)
@@ -292,6 +450,7 @@ async fn a_failed_sync_acknowledges_nothing_and_ends_the_node() {
         multiplier: 1,
         max_entry_size: 1 << 20,
         min_free_disk: Some(1),
+        snapshots: crate::SnapshotOptions::default(),
     };
     let raft = Raft::start(stores, options, None).await.unwrap();
     // Enough good syncs to be elected, and no more.

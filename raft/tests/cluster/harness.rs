@@ -15,7 +15,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use strongroom_raft::{
     ALPN, Applied, Command, Expect, Identity, IncomingStream, Op, Options, PeerInfo, ProposeError,
-    Raft, Stores, Transport,
+    Raft, SnapshotOptions, Stores, Transport,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::mpsc};
@@ -91,7 +91,11 @@ pub(crate) struct Node {
 pub(crate) struct Cluster {
     pub(crate) ca: Ca,
     pub(crate) nodes: Vec<Node>,
-    root: TempDir,
+    /// For nodes that are started from now on.
+    pub(crate) snapshots: SnapshotOptions,
+    root: PathBuf,
+    /// Removes `root`, if it is the test's own.
+    _temporary: Option<TempDir>,
 }
 
 pub(crate) fn info(name: &str, addr: &str) -> PeerInfo {
@@ -125,6 +129,20 @@ pub(crate) fn check(key: &str, expect: Expect) -> Op {
 impl Cluster {
     /// A cluster of one.
     pub(crate) async fn new() -> Self {
+        Self::with_snapshots(SnapshotOptions::default()).await
+    }
+
+    /// A cluster of one that takes snapshots like this.
+    pub(crate) async fn with_snapshots(snapshots: SnapshotOptions) -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut cluster = Self::on_disk(temporary.path(), snapshots);
+        cluster._temporary = Some(temporary);
+        cluster.begin().await;
+        cluster
+    }
+
+    /// No node yet; their directories will be in `root`, which stays.
+    pub(crate) fn on_disk(root: &Path, snapshots: SnapshotOptions) -> Self {
         // Silent unless RUST_LOG asks; a second call in one process is refused, which is fine.
         drop(
             tracing_subscriber::fmt()
@@ -132,11 +150,18 @@ impl Cluster {
                 .with_test_writer()
                 .try_init(),
         );
-        let mut cluster = Self {
+        Self {
             ca: Ca::new(),
             nodes: Vec::new(),
-            root: tempfile::tempdir().unwrap(),
-        };
+            snapshots,
+            root: root.to_owned(),
+            _temporary: None,
+        }
+    }
+
+    /// The first node, initialised.
+    pub(crate) async fn begin(&mut self) {
+        let cluster = self;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let identity = Identity {
@@ -148,12 +173,16 @@ impl Cluster {
         node.raft.initialize().await.unwrap();
         cluster.nodes.push(node);
         cluster.leader().await;
-        cluster
     }
 
     /// A cluster of three voters.
     pub(crate) async fn of_three() -> Self {
-        let mut cluster = Self::new().await;
+        Self::new().await.grown().await
+    }
+
+    /// Two more voters.
+    pub(crate) async fn grown(self) -> Self {
+        let mut cluster = self;
         for name in ["b", "c"] {
             cluster.join(name).await;
         }
@@ -175,7 +204,7 @@ impl Cluster {
         addr: String,
         listener: TcpListener,
     ) -> Node {
-        let dir = self.root.path().join(identity.raft_id.to_string());
+        let dir = self.root.join(identity.raft_id.to_string());
         std::fs::create_dir_all(&dir).unwrap();
         identity.save(&dir).unwrap();
         let stores = Stores::open(&dir, &identity).unwrap();
@@ -187,7 +216,10 @@ impl Cluster {
             client_tls,
             streams: HashMap::from([(ECHO, tx)]),
         };
-        let options = options(&identity, &addr);
+        let options = Options {
+            snapshots: self.snapshots,
+            ..options(&identity, &addr)
+        };
         let raft = Raft::start(stores, options, Some(transport)).await.unwrap();
         Node {
             raft,
@@ -234,7 +266,8 @@ impl Cluster {
     }
 
     pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let deadline = soon();
+        // Longer than anything takes, on a machine that does other things as well.
+        let deadline = Instant::now() + Duration::from_secs(30);
         while !holds(self) {
             assert!(
                 Instant::now() < deadline,
@@ -306,6 +339,7 @@ pub(crate) fn options(identity: &Identity, addr: &str) -> Options {
         multiplier: 1,
         max_entry_size: 1 << 20,
         min_free_disk: Some(1),
+        snapshots: SnapshotOptions::default(),
     }
 }
 
@@ -323,6 +357,11 @@ pub(crate) fn local(node: &Node, key: &str) -> Option<String> {
 
 /// A node without a network in `dir`.
 pub(crate) async fn solo(dir: &Path) -> Raft {
+    solo_with(dir, SnapshotOptions::default()).await
+}
+
+/// The same, with snapshots like this.
+pub(crate) async fn solo_with(dir: &Path, snapshots: SnapshotOptions) -> Raft {
     let identity = Identity {
         cluster_id: CLUSTER,
         raft_id: 1,
@@ -330,9 +369,11 @@ pub(crate) async fn solo(dir: &Path) -> Raft {
     };
     identity.save(dir).unwrap();
     let stores = Stores::open(dir, &identity).unwrap();
-    Raft::start(stores, options(&identity, "127.0.0.1:1"), None)
-        .await
-        .unwrap()
+    let options = Options {
+        snapshots,
+        ..options(&identity, "127.0.0.1:1")
+    };
+    Raft::start(stores, options, None).await.unwrap()
 }
 
 pub(crate) async fn until_ready(raft: &Raft) {
@@ -367,6 +408,39 @@ impl Relay {
             }
         });
         Self { addr, dead }
+    }
+
+    /// One that breaks the first connection over which `limit` bytes have come in, once.
+    pub(crate) async fn breaking(target: String, limit: usize) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let broken = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        tokio::spawn(async move {
+            while let Ok((mut incoming, _)) = listener.accept().await {
+                let mut outgoing = tokio::net::TcpStream::connect(&target).await.unwrap();
+                let broken = Arc::clone(&broken);
+                tokio::spawn(async move {
+                    use tokio::io::AsyncReadExt;
+                    let (mut a_read, mut a_write) = incoming.split();
+                    let (mut b_read, mut b_write) = outgoing.split();
+                    let back = tokio::io::copy(&mut b_read, &mut a_write);
+                    let forth = async {
+                        let mut first = (&mut a_read).take(limit as u64);
+                        let passed = tokio::io::copy(&mut first, &mut b_write).await;
+                        let reached = passed.is_ok_and(|bytes| bytes == limit as u64);
+                        if reached && !broken.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                            return;
+                        }
+                        drop(tokio::io::copy(&mut a_read, &mut b_write).await);
+                    };
+                    tokio::select! {
+                        _ = back => {}
+                        () = forth => {}
+                    }
+                });
+            }
+        });
+        addr
     }
 
     pub(crate) fn set_dead(&self, dead: bool) {

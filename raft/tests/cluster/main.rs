@@ -7,8 +7,10 @@
     clippy::panic
 )]
 
+mod crash;
 mod faults;
 mod harness;
 mod members;
 mod single;
+mod snapshots;
 mod three;

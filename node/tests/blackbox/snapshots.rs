@@ -1,0 +1,115 @@
+//! A node that was away while the log was purged, and one whose disk is empty, catch up by snapshot and serve reads; a
+//! node starts again on a purged log.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use strongroom_jepsen_tests::{
+    Cluster,
+    cluster::{read, write},
+};
+
+use crate::BINARY;
+
+const SETTINGS: &str =
+    "  snapshot_threshold = 40\n  snapshot_interval = \"100ms\"\n  trailing_logs = 5\n";
+const KEYS: usize = 150;
+
+/// Log index of the newest snapshot on a node's disk.
+fn newest_snapshot(cluster: &Cluster, node: usize) -> u64 {
+    let Ok(entries) = fs::read_dir(cluster.data_dir(node).join("snapshots")) else {
+        return 0;
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let indexes = names.filter_map(|name| name.split('-').next()?.parse().ok());
+    indexes.max().unwrap_or(0)
+}
+
+/// Everything below `prefix` is on this node, and it answers for it.
+fn has_all(cluster: &Cluster, node: usize, prefix: &str) {
+    let client = cluster.client(node);
+    for number in 0..KEYS {
+        let path = format!("kv/{prefix}{number}");
+        assert_eq!(
+            read(&client, &path).as_deref(),
+            Some(prefix),
+            "{path} on node {node}"
+        );
+    }
+}
+
+fn write_all(cluster: &Cluster, node: usize, prefix: &str) {
+    let client = cluster.client(node);
+    for number in 0..KEYS {
+        write(&client, &format!("kv/{prefix}{number}"), prefix);
+    }
+}
+
+/// Waits until these nodes have a snapshot that covers `index`.
+fn wait_snapshots(cluster: &Cluster, nodes: &[usize], index: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while nodes
+        .iter()
+        .any(|node| newest_snapshot(cluster, *node) < index)
+    {
+        assert!(Instant::now() < deadline, "no snapshot up to {index}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn who_is_behind_the_purged_log_catches_up_by_snapshot() {
+    let mut cluster = Cluster::initialized(3, BINARY);
+    for node in 1..=3 {
+        cluster.configure(node, |config| config.storage_extra = SETTINGS.to_owned());
+        assert!(cluster.terminate(node).success());
+        cluster.start_node(node);
+        cluster.wait_all();
+    }
+    let mount = json!({"type": "kv", "seal_wrap": true});
+    assert_eq!(cluster.client(1).put("sys/mounts/kv", &mount).status, 204);
+    write_all(&cluster, 1, "before");
+
+    // Away while the log it needs is purged.
+    let away = cluster.follower();
+    cluster.kill9(away);
+    let others: Vec<usize> = (1..=3).filter(|node| *node != away).collect();
+    write_all(&cluster, others[0], "meanwhile");
+    wait_snapshots(&cluster, &others, 2 * KEYS as u64 - 40);
+    // The leader keeps the log for a while for a member that was there just now.
+    std::thread::sleep(Duration::from_secs(8));
+    cluster.start_node(away);
+    cluster.wait_all();
+    has_all(&cluster, away, "before");
+    has_all(&cluster, away, "meanwhile");
+    assert!(cluster.log_text(away).contains("installed a snapshot"));
+
+    // An empty disk.
+    let wiped = cluster.follower();
+    assert!(cluster.terminate(wiped).success());
+    cluster.wipe(wiped);
+    cluster.start_node(wiped);
+    cluster.wait_all();
+    has_all(&cluster, wiped, "meanwhile");
+    assert!(cluster.log_text(wiped).contains("installed a snapshot"));
+    write_all(&cluster, wiped, "after");
+
+    // All of them start again on what they have, without any help.
+    wait_snapshots(&cluster, &[1, 2, 3], 3 * KEYS as u64 - 40);
+    for node in 1..=3 {
+        cluster.kill9(node);
+    }
+    for node in 1..=3 {
+        cluster.start_node(node);
+    }
+    cluster.wait_all();
+    for node in 1..=3 {
+        for prefix in ["before", "meanwhile", "after"] {
+            has_all(&cluster, node, prefix);
+        }
+    }
+    cluster.assert_no_panics();
+}
