@@ -1,5 +1,7 @@
 //! Durations as Vault's clients write them: a number of seconds, or `1h30m`, `45s`, `7d`.
 
+use std::{fmt::Write as _, time::Duration};
+
 use serde_json::Value;
 
 /// Seconds in `value`, `None` if it is no duration.
@@ -48,9 +50,63 @@ pub fn parse(text: &str) -> Option<u64> {
     u64::try_from(nanos / 1_000_000_000).ok()
 }
 
+/// A duration as Go prints it: `24h0m0s`, `1.5s`, `5.04ms`, `0s`.
+#[must_use]
+pub fn go(duration: Duration) -> String {
+    let nanos = duration.as_nanos();
+    match nanos {
+        0 => return "0s".to_owned(),
+        1..1_000 => return format!("{nanos}ns"),
+        1_000..1_000_000 => return format!("{}µs", decimal(nanos, 1_000)),
+        1_000_000..1_000_000_000 => return format!("{}ms", decimal(nanos, 1_000_000)),
+        _ => {}
+    }
+    let (hours, rest) = (nanos / 3_600_000_000_000, nanos % 3_600_000_000_000);
+    let (minutes, rest) = (rest / 60_000_000_000, rest % 60_000_000_000);
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    if hours > 0 {
+        let _ = write!(text, "{hours}h");
+    }
+    if hours > 0 || minutes > 0 {
+        let _ = write!(text, "{minutes}m");
+    }
+    let _ = write!(text, "{}s", decimal(rest, 1_000_000_000));
+    text
+}
+
+/// `value / unit` with as many digits as it takes; `unit` is a power of ten.
+fn decimal(value: u128, unit: u128) -> String {
+    let (whole, fraction) = (value / unit, value % unit);
+    if fraction == 0 {
+        return whole.to_string();
+    }
+    let width = unit.ilog10() as usize;
+    let digits = format!("{fraction:0width$}");
+    format!("{whole}.{}", digits.trim_end_matches('0'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prints_as_go_does() {
+        for (nanos, want) in [
+            (0, "0s"),
+            (1, "1ns"),
+            (1_500, "1.5µs"),
+            (5_041_773, "5.041773ms"),
+            (999_000_000, "999ms"),
+            (2_005_054_482, "2.005054482s"),
+            (10_000_000_000, "10s"),
+            (120_000_000_000, "2m0s"),
+            (3_723_000_000_000, "1h2m3s"),
+            (86_400_000_000_000, "24h0m0s"),
+        ] {
+            assert_eq!(go(Duration::from_nanos(nanos)), want);
+        }
+    }
 
     #[test]
     fn reads_what_clients_send() {

@@ -15,6 +15,7 @@
     )
 )]
 
+pub mod autopilot;
 pub mod core;
 pub mod duration;
 pub mod engines;

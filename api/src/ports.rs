@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::core::Core;
+use crate::{autopilot::AutopilotConfig, core::Core};
 
 /// A stored value with the log index of the command that last wrote it.
 ///
@@ -233,6 +233,8 @@ pub struct SealStatus {
     pub recovery_seal: bool,
     pub recovery_seal_type: String,
     pub storage_type: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub removed_from_cluster: bool,
     /// Why the node is sealed or its HSM is not well, for a person to read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -272,8 +274,101 @@ pub struct Member {
     pub leader: bool,
     /// Whether its vote counts.
     pub voter: bool,
+    /// The version it counts as when nodes of a new version take over.
+    pub upgrade_version: String,
+    /// Empty: in none.
+    pub redundancy_zone: String,
     /// RFC 3339 time the leader last heard from it; only known on the leader, never for itself.
     pub last_echo: Option<String>,
+}
+
+/// A change of one member's part in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerChange {
+    /// It leaves the cluster.
+    Remove,
+    /// It may vote again.
+    Promote,
+    /// It must not vote any more.
+    Demote,
+}
+
+/// Why leadership or membership was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Nothing changed here: another node leads, and can do it.
+    #[error("this node is not the leader")]
+    NotLeader,
+    /// Nothing changed; the text says the caller what is wrong.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing changed, or it is not known; another try is right.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Details are for the log.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// One member in `autopilot/state`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AutopilotServer {
+    /// The operator's `node_id`.
+    pub name: String,
+    /// `host:port` of the cluster port.
+    pub cluster_addr: String,
+    /// Software version.
+    pub version: String,
+    /// The version it counts as.
+    pub upgrade_version: String,
+    /// Empty: in none.
+    pub redundancy_zone: String,
+    /// Whether it answers.
+    pub alive: bool,
+    /// Whether it answers and keeps up.
+    pub healthy: bool,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether its vote counts.
+    pub voter: bool,
+    /// Whether it is not to vote.
+    pub non_voter: bool,
+    /// Since it last answered.
+    pub last_contact: std::time::Duration,
+    /// Term of the last entry on it.
+    pub last_term: u64,
+    /// Index of the last entry on it.
+    pub last_index: u64,
+    /// RFC 3339 time since when it has been as healthy, or unhealthy, as it is.
+    pub stable_since: String,
+}
+
+/// Change of version in `autopilot/state`; lists hold names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AutopilotUpgrade {
+    /// Vault's word.
+    pub status: String,
+    /// The newest version there is.
+    pub target_version: String,
+    /// Voters of that version.
+    pub target_voters: Vec<String>,
+    /// Others of that version.
+    pub target_non_voters: Vec<String>,
+    /// Voters of older versions.
+    pub other_voters: Vec<String>,
+    /// Others of older versions.
+    pub other_non_voters: Vec<String>,
+}
+
+/// The cluster as the leader's autopilot sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AutopilotState {
+    /// Every member, the older of two of one name first.
+    pub servers: Vec<AutopilotServer>,
+    /// Healthy voters that may fail before the cluster stops.
+    pub failure_tolerance: usize,
+    /// Change of version.
+    pub upgrade: AutopilotUpgrade,
 }
 
 /// Parameters of `sys/init`, already checked for type.
@@ -375,6 +470,23 @@ pub struct AnswerRequest {
     /// Whether it shall stay without a vote.
     #[serde(default)]
     pub non_voter: bool,
+    /// What was added later; older versions pass it over, and the joiner announces it afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub more: Option<MoreOfJoiner>,
+}
+
+/// More that a joiner says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct MoreOfJoiner {
+    /// Base64 proof of its own: the one of the answer does not cover this.
+    pub answer: String,
+    /// Never leads while another voter can.
+    pub leader_ineligible: bool,
+    /// The version it counts as.
+    pub upgrade_version: String,
+    /// Its redundancy zone.
+    pub redundancy_zone: String,
 }
 
 /// What a node that proved itself gets (under `data`): nothing in it is plaintext.
@@ -444,6 +556,20 @@ pub trait Node: Send + Sync + 'static {
     fn leader_status(&self) -> LeaderStatus;
     /// Every member of the cluster and the log index of the configuration.
     fn members(&self) -> (Vec<Member>, u64);
+    /// Hands leadership to the node of this name, or to the best one, and returns when another node leads.
+    async fn step_down(&self, to: Option<String>, deadline: Instant) -> Result<(), ClusterError>;
+    /// Changes the part of the member of this name. `NotLeader` as well when it is about this node and another one has
+    /// just been made the leader: that one can do it.
+    async fn change_peer(
+        &self,
+        change: PeerChange,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<(), ClusterError>;
+    /// The leader's view of the members; `None` on another node.
+    fn autopilot(&self) -> Option<AutopilotState>;
+    /// The operator's settings of autopilot were changed through this node, the leader.
+    fn autopilot_changed(&self, config: &AutopilotConfig);
     /// `sys/init`.
     async fn init(&self, request: InitRequest) -> Result<InitResult, InitError>;
     /// `sys/storage/raft/join` on the joining node. `true`: joined.

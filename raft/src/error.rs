@@ -164,9 +164,18 @@ pub enum MembershipError {
     /// The node is no member (any more).
     #[error("node {0} is not a member of the cluster")]
     NotMember(u64),
+    /// No member has this name.
+    #[error("no node named `{0}` is a member of the cluster")]
+    Unknown(String),
+    /// It is about the leader: hand leadership over first.
+    #[error("the node is the leader")]
+    IsLeader,
     /// The change is not possible.
     #[error("the membership change was refused: {0}")]
     Refused(String),
+    /// The change would take the cluster's quorum.
+    #[error("the membership change was refused: {0}")]
+    Quorum(String),
     /// The node cannot go on.
     #[error("Raft failed: {0}")]
     Fatal(String),
@@ -178,11 +187,34 @@ pub enum TransferError {
     /// This node does not lead.
     #[error("this node is not the leader")]
     NotLeader,
-    /// No voter is caught up and reachable, or the named one is not such.
-    #[error("no voter is ready to take over")]
+    /// No eligible voter is caught up and reachable.
+    #[error("no other eligible voter answers and is near enough to take over")]
     NoTarget,
-    /// It did not happen in time; the old leader leads again after an election time-out.
-    #[error("leadership was not taken over in time")]
+    /// The named node is no member.
+    #[error("no node named `{0}` is a member of the cluster")]
+    Unknown(String),
+    /// The named node leads.
+    #[error("node `{0}` is the leader already")]
+    LeadsAlready(String),
+    /// The named node has no vote.
+    #[error("node `{0}` has no vote, so it cannot lead")]
+    NotVoter(String),
+    /// The named node is marked as one that must not lead.
+    #[error("node `{0}` is marked `leader_ineligible` in its configuration")]
+    Ineligible(String),
+    /// The named node does not answer.
+    #[error("node `{0}` does not answer now")]
+    Silent(String),
+    /// The named node lacks too much.
+    #[error("node `{name}` is {lag} entries behind, too far to take over")]
+    Behind {
+        /// Its name.
+        name: String,
+        /// Entries it lacks.
+        lag: u64,
+    },
+    /// It did not happen in time; the voters elect a leader after an election time-out.
+    #[error("leadership was not taken over in time; the voters elect a leader by themselves")]
     TimedOut,
     /// The node cannot go on.
     #[error("Raft failed: {0}")]

@@ -51,6 +51,7 @@ fn membership() -> Membership {
         hostname: "h".to_owned(),
         version: "0.1.0".to_owned(),
         non_voter: true,
+        ..PeerInfo::default()
     };
     Membership::new(
         vec![[1].into()],

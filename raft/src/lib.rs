@@ -18,6 +18,7 @@
     )
 )]
 
+mod autopilot;
 mod command;
 mod compaction;
 #[cfg(test)]
@@ -39,14 +40,17 @@ mod reconcile;
 mod restore;
 mod rocks;
 mod services;
+mod standing;
 mod start;
 mod state;
 mod stores;
+mod transfer;
 mod types;
 mod vitals;
 mod watchdog;
 
 pub use crate::{
+    autopilot::{AutopilotStatus, ServerHealth},
     command::{Applied, Command, CommandError, Expect, Op, Outcome},
     compaction::SnapshotOptions,
     error::{
@@ -55,7 +59,8 @@ pub use crate::{
     },
     identity::{Identity, IdentityError},
     net::{ALPN, IncomingStream},
-    raft::{MemberStatus, Options, Raft, Role, Status, Transport, Usage},
+    plan::{Autopilot, UpgradeStatus},
+    raft::{MemberStatus, Next, Options, Pace, Raft, Role, Status, Transport, Usage},
     restore::{RestoreStep, RowSum},
     rocks::DatabaseSize,
     state::{Checkpoint, CheckpointRow, SnapshotStats, State},

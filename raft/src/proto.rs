@@ -111,6 +111,12 @@ pub(crate) struct PeerProto {
     version: String,
     #[prost(bool, tag = "6")]
     non_voter: bool,
+    #[prost(bool, tag = "7")]
+    leader_ineligible: bool,
+    #[prost(string, tag = "8")]
+    upgrade_version: String,
+    #[prost(string, tag = "9")]
+    redundancy_zone: String,
 }
 
 impl From<PeerInfo> for PeerProto {
@@ -122,6 +128,9 @@ impl From<PeerInfo> for PeerProto {
             hostname: info.hostname,
             version: info.version,
             non_voter: info.non_voter,
+            leader_ineligible: info.leader_ineligible,
+            upgrade_version: info.upgrade_version,
+            redundancy_zone: info.redundancy_zone,
         }
     }
 }
@@ -135,6 +144,9 @@ impl From<PeerProto> for PeerInfo {
             hostname: proto.hostname,
             version: proto.version,
             non_voter: proto.non_voter,
+            leader_ineligible: proto.leader_ineligible,
+            upgrade_version: proto.upgrade_version,
+            redundancy_zone: proto.redundancy_zone,
         }
     }
 }
@@ -277,12 +289,17 @@ pub(crate) mod tests {
     use super::*;
 
     fn any_info() -> impl Strategy<Value = PeerInfo> {
-        (".{0,8}", ".{0,8}", any::<bool>()).prop_map(|(name, cluster_addr, non_voter)| PeerInfo {
-            name,
-            cluster_addr,
-            non_voter,
-            ..PeerInfo::default()
-        })
+        (".{0,8}", ".{0,8}", any::<[bool; 2]>(), ".{0,8}").prop_map(
+            |(name, cluster_addr, [non_voter, leader_ineligible], redundancy_zone)| PeerInfo {
+                name,
+                cluster_addr,
+                non_voter,
+                leader_ineligible,
+                upgrade_version: redundancy_zone.clone(),
+                redundancy_zone,
+                ..PeerInfo::default()
+            },
+        )
     }
 
     pub(crate) fn any_membership() -> impl Strategy<Value = Membership> {

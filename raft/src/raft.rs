@@ -30,6 +30,7 @@ use tokio_rustls::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    autopilot::AutopilotStatus,
     command::{Applied, Command},
     compaction::SnapshotOptions,
     error::{
@@ -40,6 +41,7 @@ use crate::{
     identity::Identity,
     log::{LogStore, lock},
     net::{Dialer, IncomingStream},
+    plan::{Autopilot, Successor},
     reads::ProbeError,
     reconcile,
     rocks::DatabaseSize,
@@ -47,6 +49,7 @@ use crate::{
     start::{self, Timing},
     state::{SnapshotStats, State},
     stores::{DirLock, Stores},
+    transfer::transfer,
     types::{Metrics, PeerInfo},
     vitals::Refusal,
 };
@@ -73,6 +76,29 @@ pub struct Options {
     pub min_free_disk: Option<u64>,
     /// When to take snapshots, and how much log to keep.
     pub snapshots: SnapshotOptions,
+    /// How often autopilot looks and acts.
+    pub pace: Pace,
+}
+
+/// How often autopilot looks at the cluster and changes it. `None`: several times a second, so that a node that is ready
+/// does not wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// Between two looks.
+    pub update: Option<Duration>,
+    /// Least time between two changes.
+    pub reconcile: Option<Duration>,
+}
+
+/// Who is to lead next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The best one that is eligible.
+    Best,
+    /// The best one; one that is marked ineligible is better than nobody.
+    Anybody,
+    /// The node of this name.
+    Named(String),
 }
 
 /// The cluster port.
@@ -466,45 +492,85 @@ impl Raft {
         dialer.connect(raft_id, alpn).await
     }
 
-    /// Hands leadership to voter `to`, or to the one that is best caught up, and waits until it leads.
+    /// Hands leadership over and waits until another node leads.
     ///
     /// # Errors
-    /// `NoTarget` when there is nobody to hand it to; `TimedOut` at the deadline.
-    pub async fn transfer_leader(
-        &self,
-        to: Option<u64>,
-        deadline: Instant,
-    ) -> Result<(), TransferError> {
-        let target = self.transfer_target(to)?;
-        let trigger = self.0.services.core.trigger();
-        trigger
-            .transfer_leader(target)
-            .await
-            .map_err(|fatal| TransferError::Fatal(fatal.to_string()))?;
-        let mut role = self.watch();
-        let own = self.0.options.identity.raft_id;
-        let taken = role.wait_for(|role| role.leader.is_some_and(|leader| leader != own));
-        match timeout_at(deadline.into(), taken).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(TransferError::TimedOut),
-        }
-    }
-
-    fn transfer_target(&self, to: Option<u64>) -> Result<u64, TransferError> {
-        let status = self.status();
-        if status.leader != Some(status.raft_id) {
+    /// Why there is nobody to hand it to, or why the named node cannot lead: nothing has changed then. `TimedOut` at the
+    /// deadline.
+    pub async fn transfer_leader(&self, to: Next, deadline: Instant) -> Result<(), TransferError> {
+        let wanted = match to {
+            Next::Best => Successor::Best,
+            Next::Anybody => Successor::Anybody,
+            Next::Named(name) => Successor::Named(name),
+        };
+        if self.status().leader != Some(self.0.options.identity.raft_id) {
             return Err(TransferError::NotLeader);
         }
-        let fresh = self.0.services.timing.election_max;
-        status
-            .members
-            .iter()
-            .filter(|member| member.voter && member.raft_id != status.raft_id)
-            .filter(|member| to.is_none_or(|to| to == member.raft_id))
-            .filter(|member| member.last_ack.is_some_and(|age| age <= fresh))
-            .max_by_key(|member| member.matched)
-            .map(|member| member.raft_id)
-            .ok_or(TransferError::NoTarget)
+        transfer(&self.0.services, self.watch(), &wanted, deadline).await
+    }
+
+    /// What the operator wants of autopilot. To be told on every node, or at least on the leader whenever it becomes
+    /// one: until then autopilot does nothing that the operator might have forbidden.
+    pub fn set_autopilot(&self, settings: Autopilot) {
+        self.0.services.tracker.set(settings);
+    }
+
+    /// The cluster as autopilot sees it; `None` on a node that does not lead.
+    #[must_use]
+    pub fn autopilot(&self) -> Option<AutopilotStatus> {
+        let services = &self.0.services;
+        services.metrics(|metrics| services.tracker.status(metrics, services.timing))
+    }
+
+    /// Removes the node of this name, or all of them: only the leader can.
+    ///
+    /// # Errors
+    /// `Unknown`; `Refused` when the rest would have no quorum; `IsLeader` when it is this node.
+    pub async fn remove_node(&self, name: &str) -> Result<(), MembershipError> {
+        let members = self.status().members;
+        if !members.iter().any(|member| member.info.name == name) {
+            return Err(MembershipError::Unknown(name.to_owned()));
+        }
+        let removing = reconcile::remove(&self.0.services, |_, info| info.name == name);
+        self.limited(removing).await
+    }
+
+    /// Takes the vote of the node of this name until it is given back, or gives it back: the node then votes as soon as
+    /// it has caught up. Only the leader can.
+    ///
+    /// # Errors
+    /// `Unknown`; `Refused` when there is nothing to change or the rest would have no quorum; `IsLeader`.
+    pub async fn set_non_voter(&self, name: &str, non_voter: bool) -> Result<(), MembershipError> {
+        let changing = reconcile::set_non_voter(&self.0.services, name, non_voter);
+        self.limited(changing).await
+    }
+
+    /// Asks the leader to remove this node; not while it leads itself.
+    ///
+    /// # Errors
+    /// `Refused` when the rest would have no quorum; `NotLeader` and `NoQuorum` are worth another try.
+    pub async fn leave(&self) -> Result<(), MembershipError> {
+        self.limited(self.0.services.leave()).await
+    }
+
+    async fn limited(
+        &self,
+        change: impl Future<Output = Result<(), MembershipError>>,
+    ) -> Result<(), MembershipError> {
+        let limit = self.0.services.timing.election_max * 5;
+        tokio::time::timeout(limit, change)
+            .await
+            .unwrap_or(Err(MembershipError::NoQuorum))
+    }
+
+    /// Resolves, in words for the operator, when it is certain that the cluster has removed this node.
+    pub async fn removed(&self) -> String {
+        loop {
+            if let Some(reason) = self.0.services.removed() {
+                return reason;
+            }
+            tokio::time::sleep(self.0.services.timing.heartbeat).await;
+        }
     }
 
     /// Resolves, with the reason, when this node cannot go on: a failed sync, damaged data, a stopped core. The process

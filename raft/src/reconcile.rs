@@ -6,110 +6,160 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use openraft::{
     ChangeMembers, Precondition,
-    async_runtime::WatchReceiver as _,
     errors::{ChangeMembershipError, ClientWriteError, ForwardToLeader, RaftError},
 };
+use tokio::sync::watch;
 
 use crate::{
     error::MembershipError,
-    plan::{Action, Progress, View, plan},
-    services::{Services, age},
+    plan::{Action, Successor, View, plan},
+    raft::{Pace, Role},
+    services::Services,
+    transfer::transfer,
     types::{LogId, PeerInfo, TypeConfig},
+    vitals::Room,
 };
 
 /// Looks for something to do until cancelled.
-pub(crate) async fn run(services: Services) {
+pub(crate) async fn run(services: Services, role: watch::Receiver<Role>, pace: Pace) {
     let mut last_why = String::new();
+    let mut last_change: Option<Instant> = None;
     loop {
-        tokio::time::sleep(services.timing.heartbeat * 2).await;
+        let pause = pace.update.unwrap_or(services.timing.heartbeat * 2);
+        tokio::time::sleep(pause).await;
         let Some((action, seen)) = next_action(&services) else {
             continue;
         };
-        tracing::info!(?action, "changing the membership");
-        let change = change_for(action);
-        match change_with_limit(&services, change, seen).await {
-            Ok(()) => last_why.clear(),
-            Err(error) => {
-                let why = error.to_string();
-                if why != last_why {
-                    tracing::warn!("a membership change did not work out: {why}");
-                    last_why = why;
-                }
-            }
+        // What is half done is finished at once.
+        let waits = |since: Instant| pace.reconcile.is_some_and(|pace| since.elapsed() < pace);
+        if action != Action::FinishJoint && last_change.is_some_and(waits) {
+            continue;
         }
+        last_change = Some(Instant::now());
+        let why = match carry_out(&services, &role, action, seen).await {
+            Ok(()) => String::new(),
+            Err(why) => why,
+        };
+        if why != last_why && !why.is_empty() {
+            tracing::warn!("{why}");
+        }
+        last_why = why;
     }
+}
+
+async fn carry_out(
+    services: &Services,
+    role: &watch::Receiver<Role>,
+    action: Action,
+    seen: Option<LogId>,
+) -> Result<(), String> {
+    if let Action::Transfer(to) = action {
+        return give_away(services, role, to).await;
+    }
+    tracing::info!(?action, "changing the membership");
+    let (change, retain) = change_for(action);
+    change_with_limit(services, change, retain, seen)
+        .await
+        .map_err(|error| format!("a membership change did not work out: {error}"))
+}
+
+/// Autopilot's own hand-over, to a node that should rather lead.
+async fn give_away(
+    services: &Services,
+    role: &watch::Receiver<Role>,
+    to: u64,
+) -> Result<(), String> {
+    if let Some(health) = services.health_of(to, services.timing.heartbeat * 2).await
+        && health.room != Room::Plenty
+    {
+        services.tracker.transferred(false);
+        return Err(format!(
+            "node {to} should rather lead, but its disk is nearly full"
+        ));
+    }
+    tracing::info!(to, "another node should lead");
+    // Before: this node may lead again before it comes to saying so.
+    services.tracker.transferred(true);
+    let deadline = Instant::now() + services.timing.election_max * 3;
+    let result = transfer(services, role.clone(), &Successor::Best, deadline).await;
+    result.map_err(|error| {
+        services.tracker.transferred(false);
+        format!("leadership was not handed over: {error}")
+    })
 }
 
 async fn change_with_limit(
     services: &Services,
     change: ChangeMembers<u64, PeerInfo>,
+    retain: bool,
     seen: Option<LogId>,
 ) -> Result<(), MembershipError> {
     // A change that cannot commit must not keep the loop from seeing what is true later.
     let limit = services.timing.election_max * 5;
-    tokio::time::timeout(limit, self::change(services, change, seen))
+    tokio::time::timeout(limit, self::change(services, change, retain, seen))
         .await
         .unwrap_or(Err(MembershipError::NoQuorum))
 }
 
+/// The view, and the log id of its membership; `None` on a node that does not lead, or while a change is under way.
+fn settled_view(services: &Services) -> Option<(View, Option<LogId>)> {
+    services.metrics(|metrics| {
+        let stored = &metrics.membership_config;
+        let view = services.tracker.view(metrics, services.timing)?;
+        let settled = stored.log_id() == metrics.committed_membership_config.log_id();
+        settled.then(|| (view, *stored.log_id()))
+    })
+}
+
 fn next_action(services: &Services) -> Option<(Action, Option<LogId>)> {
-    let receiver = services.core.metrics();
-    let metrics = receiver.borrow_watched();
-    if !metrics.state.is_leader() {
-        return None;
-    }
-    let stored = &metrics.membership_config;
-    let committed = metrics.committed_membership_config.log_id();
-    if stored.log_id() != committed {
-        // A change is under way.
-        return None;
-    }
-    let acks = metrics.heartbeat.as_ref()?;
-    let matched = metrics.replication.as_ref()?;
-    let progress: BTreeMap<u64, Progress> = stored
-        .nodes()
-        .map(|(id, _)| {
-            let progress = Progress {
-                matched: matched.get(id).copied().flatten().map(|id| id.index),
-                ack_age: acks.get(id).copied().flatten().map(|acked| age(&acked)),
-            };
-            (*id, progress)
-        })
-        .collect();
-    let action = plan(&View {
-        leader: services.raft_id,
-        membership: stored.membership(),
-        progress: &progress,
-        last_log: metrics.last_log_index.unwrap_or(0),
-        fresh: services.timing.election_max,
-    })?;
-    Some((action, *stored.log_id()))
+    let (view, seen) = settled_view(services)?;
+    Some((plan(&view)?, seen))
 }
 
-fn change_for(action: Action) -> ChangeMembers<u64, PeerInfo> {
+/// openraft's form of it, and whether voters that lose their vote stay as learners.
+fn change_for(action: Action) -> (ChangeMembers<u64, PeerInfo>, bool) {
+    let set = |ids: Vec<u64>| ids.into_iter().collect::<BTreeSet<u64>>();
     match action {
-        // Adding nobody: openraft steps from the joint configuration to its second half.
-        Action::FinishJoint => ChangeMembers::AddVoterIds(BTreeSet::new()),
-        Action::DropLearner(id) => ChangeMembers::RemoveNodes(BTreeSet::from([id])),
-        Action::RemoveVoters(ids) => ChangeMembers::RemoveVoters(ids.into_iter().collect()),
-        Action::Promote { id, replaces } => ChangeMembers::Batch(vec![
-            ChangeMembers::AddVoterIds(BTreeSet::from([id])),
-            ChangeMembers::RemoveVoters(replaces.into_iter().collect()),
-        ]),
+        // Adding nobody: openraft steps from the joint configuration to its second half. Who loses the vote stays as a
+        // learner, since nobody knows any more whether it was to leave; a replaced one is dropped next.
+        Action::FinishJoint | Action::Transfer(_) => {
+            (ChangeMembers::AddVoterIds(BTreeSet::new()), true)
+        }
+        Action::DropLearner(id) | Action::RemoveDead { id, voter: false } => {
+            (ChangeMembers::RemoveNodes(set(vec![id])), true)
+        }
+        Action::RemoveVoters(ids) => (ChangeMembers::RemoveVoters(set(ids)), false),
+        Action::RemoveDead { id, voter: true } => {
+            (ChangeMembers::RemoveVoters(set(vec![id])), false)
+        }
+        Action::Promote { id, replaces } => (
+            ChangeMembers::Batch(vec![
+                ChangeMembers::AddVoterIds(set(vec![id])),
+                ChangeMembers::RemoveVoters(set(replaces)),
+            ]),
+            false,
+        ),
+        Action::Reshape { promote, demote } => (
+            ChangeMembers::Batch(vec![
+                ChangeMembers::AddVoterIds(set(promote)),
+                ChangeMembers::RemoveVoters(set(demote)),
+            ]),
+            true,
+        ),
     }
 }
 
-/// Makes one change and waits until it is committed. `seen`: fail unless this is the last membership.
-///
-/// Removed voters leave altogether; they do not stay as learners.
+/// Makes one change and waits until it is committed. `seen`: fail unless this is the last membership. `retain`: voters
+/// that lose their vote stay as learners.
 pub(crate) async fn change(
     services: &Services,
     change: ChangeMembers<u64, PeerInfo>,
+    retain: bool,
     seen: Option<LogId>,
 ) -> Result<(), MembershipError> {
     let preconditions = seen.map(|id| Precondition::LastMembershipLogId {
@@ -117,10 +167,124 @@ pub(crate) async fn change(
     });
     services
         .core
-        .change_membership_if(change, false, preconditions)
+        .change_membership_if(change, retain, preconditions)
         .await
         .map(|_| ())
         .map_err(membership_error)
+}
+
+/// Tries `attempt` against the newest membership until no other change gets in its way; the caller bounds the time.
+///
+/// In the view, only who has answered since the call is there: one that has just died must not be counted on. So a
+/// quorum is waited for, as long as a node that is well takes to answer.
+async fn settled<F>(
+    services: &Services,
+    attempt: impl Fn(View, Option<LogId>) -> F,
+) -> Result<(), MembershipError>
+where
+    F: Future<Output = Result<(), MembershipError>>,
+{
+    let started = Instant::now();
+    let patience = services.timing.election_max;
+    loop {
+        if !services.leads() {
+            return Err(MembershipError::NotLeader {
+                leader: services.leader(),
+            });
+        }
+        if let Some((mut view, seen)) = settled_view(services) {
+            view.fresh = view.fresh.min(started.elapsed());
+            match attempt(view, seen).await {
+                Err(MembershipError::InProgress) => {}
+                Err(MembershipError::Quorum(_)) if started.elapsed() < patience => {}
+                result => return result,
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Members for which `which` holds.
+fn chosen(view: &View, which: impl Fn(u64, &PeerInfo) -> bool) -> Vec<u64> {
+    let members = view.membership.nodes();
+    members
+        .filter(|(id, info)| which(**id, info))
+        .map(|(id, _)| *id)
+        .collect()
+}
+
+/// Removes members, voters or not; the leader only.
+///
+/// # Errors
+/// `Refused` when the rest would have no quorum; `IsLeader`.
+pub(crate) async fn remove(
+    services: &Services,
+    which: impl Fn(u64, &PeerInfo) -> bool,
+) -> Result<(), MembershipError> {
+    settled(services, |view, seen| {
+        let ids = chosen(&view, &which);
+        async move {
+            if ids.is_empty() {
+                // Gone already, by the first copy of this request for one; the caller has looked before.
+                return Ok(());
+            }
+            view.may_lose(&ids)?;
+            if ids.contains(&view.leader) {
+                return Err(MembershipError::IsLeader);
+            }
+            let voters = view.voters();
+            let (voters, learners): (BTreeSet<u64>, BTreeSet<u64>) =
+                ids.into_iter().partition(|id| voters.contains(id));
+            tracing::info!(?voters, ?learners, "removing members");
+            let batch = ChangeMembers::Batch(vec![
+                ChangeMembers::RemoveNodes(learners),
+                ChangeMembers::RemoveVoters(voters),
+            ]);
+            change(services, batch, false, seen).await
+        }
+    })
+    .await
+}
+
+/// Takes a member's vote for good, or lets it have one again; the leader only.
+///
+/// # Errors
+/// `Refused` when there is nothing to change, or when the rest would have no quorum; `IsLeader`.
+pub(crate) async fn set_non_voter(
+    services: &Services,
+    name: &str,
+    non_voter: bool,
+) -> Result<(), MembershipError> {
+    settled(services, |view, seen| {
+        // The newest of its name is meant.
+        let id = chosen(&view, |_, info| info.name == name).pop();
+        async move {
+            let id = id.ok_or_else(|| MembershipError::Unknown(name.to_owned()))?;
+            let info = view.info(id).cloned().unwrap_or_default();
+            if info.non_voter == non_voter {
+                let why = if non_voter {
+                    "is a non-voter already"
+                } else {
+                    "is not a non-voter"
+                };
+                return Err(MembershipError::Refused(format!("node `{name}` {why}")));
+            }
+            if non_voter {
+                view.may_lose(&[id])?;
+                if id == view.leader {
+                    return Err(MembershipError::IsLeader);
+                }
+            }
+            let marked = PeerInfo { non_voter, ..info };
+            let mut batch = vec![ChangeMembers::SetNodes(BTreeMap::from([(id, marked)]))];
+            if non_voter {
+                batch.push(ChangeMembers::RemoveVoters(BTreeSet::from([id])));
+            }
+            tracing::info!(id, name, non_voter, "changing who may vote");
+            change(services, ChangeMembers::Batch(batch), true, seen).await
+        }
+    })
+    .await
 }
 
 /// Takes a Raft id that was never used and never will be again, and adds its node as a learner.

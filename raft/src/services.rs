@@ -1,7 +1,14 @@
 //! What a node does for its peers and for itself on top of openraft: read indexes, announcements, facts about the
 //! membership.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use openraft::{
     ReadPolicy,
@@ -11,15 +18,17 @@ use openraft::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    autopilot::Tracker,
     error::MembershipError,
     figures::figures,
     net::{Call, CallError, Links, Reply},
+    plan::View,
     proto::PeerProto,
     reads::{ProbeError, ReadBatcher},
     reconcile,
     start::Timing,
     types::{Core, Metrics, PeerInfo},
-    vitals::Vitals,
+    vitals::{Health, Vitals},
 };
 
 /// Shared by the facade and the accepting side of the network.
@@ -30,6 +39,11 @@ pub(crate) struct Services {
     pub(crate) links: Option<Arc<Links>>,
     pub(crate) timing: Timing,
     pub(crate) vitals: Arc<Vitals>,
+    /// What autopilot remembers.
+    pub(crate) tracker: Arc<Tracker>,
+    /// When something last came from a leader, milliseconds after `started`.
+    heard: Arc<AtomicU64>,
+    started: Instant,
     /// Asks this node's own quorum.
     leader_reads: ReadBatcher,
     /// Asks the leader.
@@ -68,9 +82,40 @@ impl Services {
             links,
             timing,
             vitals: Arc::default(),
+            tracker: Arc::default(),
+            heard: Arc::default(),
+            started: Instant::now(),
             leader_reads,
             follower_reads,
         }
+    }
+
+    /// The cluster as autopilot sees it; `None` on a node that does not lead.
+    pub(crate) fn view(&self) -> Option<View> {
+        self.metrics(|metrics| self.tracker.view(metrics, self.timing))
+    }
+
+    /// Something came from a leader, or this node leads.
+    pub(crate) fn heard_now(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    fn heard_at(&self) -> Instant {
+        self.started + Duration::from_millis(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// How long nothing has come from a leader; since the start, if nothing ever has.
+    pub(crate) fn silence(&self) -> Duration {
+        self.heard_at().elapsed()
+    }
+
+    /// In whose words this node was removed from the cluster, if that is certain.
+    pub(crate) fn removed(&self) -> Option<String> {
+        let links = self.links.as_ref()?;
+        let said = links.dialer.removals(self.heard_at())?;
+        let for_long = said.last.duration_since(said.first) >= self.timing.election_max * 2;
+        for_long.then_some(said.reason)
     }
 
     /// Reads openraft's metrics without holding them.
@@ -128,27 +173,55 @@ impl Services {
         }
     }
 
-    /// Puts member `id`'s facts on record; the leader only. Its name never changes.
+    pub(crate) async fn answer_leave(&self, from: u64) -> Reply {
+        match reconcile::remove(self, |id, _| id == from).await {
+            Ok(()) => Reply::Done(true),
+            Err(MembershipError::NotLeader { .. }) => Reply::NotLeader(true),
+            Err(error) => Reply::Failed(error.to_string()),
+        }
+    }
+
+    /// Puts member `id`'s facts on record; the leader only. Its name never changes, and whether it may vote is the
+    /// operator's decision after it has joined.
     pub(crate) async fn set_info(&self, id: u64, info: PeerInfo) -> Result<(), MembershipError> {
-        let known = self.metrics(|metrics| metrics.membership_config.get_node(&id).cloned());
-        if !self.leads() {
-            return Err(MembershipError::NotLeader {
-                leader: self.leader(),
-            });
-        }
-        let known = known.ok_or(MembershipError::NotMember(id))?;
-        if known == info {
-            return Ok(());
-        }
-        if known.name != info.name {
-            return Err(MembershipError::Refused(format!(
-                "node {id} is named `{}`",
-                known.name
-            )));
-        }
+        self.update(id, |known| {
+            if known.name != info.name {
+                return Err(MembershipError::Refused(format!(
+                    "node {id} is named `{}`",
+                    known.name
+                )));
+            }
+            Ok(PeerInfo {
+                non_voter: known.non_voter,
+                ..info.clone()
+            })
+        })
+        .await
+    }
+
+    /// Changes what is on record about member `id`; the leader only.
+    pub(crate) async fn update(
+        &self,
+        id: u64,
+        change: impl Fn(&PeerInfo) -> Result<PeerInfo, MembershipError>,
+    ) -> Result<(), MembershipError> {
         loop {
-            let change = openraft::ChangeMembers::SetNodes(BTreeMap::from([(id, info.clone())]));
-            match reconcile::change(self, change, None).await {
+            let (known, seen) = self.metrics(|metrics| {
+                let stored = &metrics.membership_config;
+                (stored.get_node(&id).cloned(), *stored.log_id())
+            });
+            if !self.leads() {
+                return Err(MembershipError::NotLeader {
+                    leader: self.leader(),
+                });
+            }
+            let known = known.ok_or(MembershipError::NotMember(id))?;
+            let info = change(&known)?;
+            if known == info {
+                return Ok(());
+            }
+            let change = openraft::ChangeMembers::SetNodes(BTreeMap::from([(id, info)]));
+            match reconcile::change(self, change, true, seen).await {
                 // Another change is under way; the caller's limit bounds the wait for it.
                 Err(MembershipError::InProgress) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -163,14 +236,50 @@ impl Services {
         self.metrics(|metrics| known_leader(metrics, self.timing))
     }
 
+    fn is_on_record(&self, info: &PeerInfo) -> bool {
+        self.metrics(|metrics| {
+            let known = metrics.membership_config.get_node(&self.raft_id);
+            known.is_some_and(|known| {
+                let info = PeerInfo {
+                    non_voter: known.non_voter,
+                    ..info.clone()
+                };
+                *known == info
+            })
+        })
+    }
+
+    /// Asks the leader to remove this node.
+    pub(crate) async fn leave(&self) -> Result<(), MembershipError> {
+        let leader = self.leader().filter(|leader| *leader != self.raft_id);
+        let (Some(links), Some(id)) = (&self.links, leader) else {
+            return Err(MembershipError::NotLeader { leader });
+        };
+        let limit = self.timing.election_max * 5;
+        match links.control(id).call(Call::Leave(true), limit).await {
+            Ok(Reply::Done(_)) => Ok(()),
+            Ok(Reply::Failed(why)) => Err(MembershipError::Refused(why)),
+            Ok(_) => Err(MembershipError::NotLeader { leader }),
+            Err(_) => Err(MembershipError::NoQuorum),
+        }
+    }
+
+    /// How fit member `id` says it is; `None`: it does not say.
+    pub(crate) async fn health_of(&self, id: u64, limit: Duration) -> Option<Health> {
+        let link = self.links.as_ref()?.control(id);
+        match link.call(Call::Health(true), limit).await {
+            Ok(Reply::Health(health)) => Some(health.into()),
+            // An older version does not know the question.
+            Ok(_) | Err(_) => None,
+        }
+    }
+
     /// Tells the leader how this node is reached.
     pub(crate) async fn announce(&self, info: PeerInfo) -> Result<(), MembershipError> {
         if self.leads() {
             return self.set_info(self.raft_id, info).await;
         }
-        let on_record = self
-            .metrics(|metrics| metrics.membership_config.get_node(&self.raft_id) == Some(&info));
-        if on_record {
+        if self.is_on_record(&info) {
             return Ok(());
         }
         let leader = self.leader();

@@ -26,6 +26,7 @@ use crate::{
     raft::{ADMISSION, Inner, Options, Raft, Role, Transport},
     reconcile,
     services::{Services, quorum_answers},
+    standing,
     state::{Machine, State},
     stores::Stores,
     types::{Core, PeerInfo},
@@ -177,7 +178,13 @@ pub(crate) async fn start(
     // Before the first connection is accepted: a member must not be taken for a stranger.
     follow.take();
     spawn(&tasks, &closing, follow.run());
-    spawn(&tasks, &closing, reconcile::run(services.clone()));
+    let pace = raft.0.options.pace;
+    spawn(
+        &tasks,
+        &closing,
+        reconcile::run(services.clone(), raft.watch(), pace),
+    );
+    spawn(&tasks, &closing, standing::run(services.clone()));
     let watchdog = Watchdog {
         services: services.clone(),
         state: raft.state(),
@@ -209,6 +216,7 @@ pub(crate) async fn start(
                 state: raft.state(),
                 incoming: Incoming::default(),
             },
+            refused: Mutex::default(),
         };
         server.spawn(transport.listeners);
     }

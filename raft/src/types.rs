@@ -26,6 +26,12 @@ pub struct PeerInfo {
     pub version: String,
     /// Stays a learner for ever when true.
     pub non_voter: bool,
+    /// Never leads while another voter can.
+    pub leader_ineligible: bool,
+    /// Counts as its version when nodes of a new version take over; empty: [`PeerInfo::version`] does.
+    pub upgrade_version: String,
+    /// Of the nodes of one zone one votes; empty: in no zone.
+    pub redundancy_zone: String,
 }
 
 /// An encoded [`crate::Command`]: encoded once by the proposer, then shared by reference count.

@@ -15,10 +15,9 @@ use futures_util::future::join_all;
 use crate::{
     figures::{figures, seconds},
     log::LogStore,
-    net::{Call, Reply},
     services::{Services, age},
     state::State,
-    vitals::{Candidate, Health, Room, SyncWindow, Unfit, default_reserve, room, successor, unfit},
+    vitals::{Candidate, Room, SyncWindow, Unfit, default_reserve, room, successor, unfit},
 };
 
 /// How often room and backlog are looked at: a busy node writes tens of megabytes a second.
@@ -114,10 +113,8 @@ impl Watchdog {
         if before == now {
             return;
         }
+        // See [`crate::standing`] for what follows of it for elections.
         vitals.set_room(now);
-        // A new leader's first entry would not fit.
-        let core = &self.services.core;
-        core.runtime_config().elect(now != Room::Critical);
         let (free_mib, reserve_mib) = (free >> 20, reserve >> 20);
         match now {
             Room::Plenty => tracing::info!(
@@ -171,6 +168,10 @@ impl Watchdog {
                 .voter_ids()
                 .filter(|id| *id != metrics.id)
                 .filter(|id| {
+                    let info = metrics.membership_config.get_node(id);
+                    info.is_some_and(|info| !info.leader_ineligible)
+                })
+                .filter(|id| {
                     let acked = acks.and_then(|acks| acks.get(id).copied().flatten());
                     acked.is_some_and(|at| age(&at) <= limit)
                 })
@@ -184,19 +185,10 @@ impl Watchdog {
             Candidate {
                 id,
                 lag,
-                health: self.ask(id, limit).await,
+                health: self.services.health_of(id, limit).await,
             }
         });
         join_all(asked).await
-    }
-
-    async fn ask(&self, id: u64, limit: Duration) -> Option<Health> {
-        let links = self.services.links.as_ref()?;
-        match links.control(id).call(Call::Health(true), limit).await {
-            Ok(Reply::Health(health)) => Some(health.into()),
-            // An older version does not know the question.
-            Ok(_) | Err(_) => None,
-        }
     }
 }
 

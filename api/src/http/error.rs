@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     mounts::MountError,
-    ports::{BarrierError, InitError, JoinError, StoreError},
+    ports::{BarrierError, ClusterError, InitError, JoinError, StoreError},
     storage::StorageError,
 };
 
@@ -21,6 +21,11 @@ pub enum ApiError {
     /// The node is sealed or not initialised.
     #[error("Vault is sealed")]
     Sealed,
+    /// The cluster has removed this node.
+    #[error(
+        "node was removed from the cluster; start it with an empty data directory to take it back"
+    )]
+    Removed,
     /// The caller sent something wrong; the text says what.
     #[error("{0}")]
     BadRequest(String),
@@ -102,6 +107,7 @@ impl ApiError {
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::BehindIndex => StatusCode::PRECONDITION_FAILED,
             Self::Sealed
+            | Self::Removed
             | Self::NotLeader
             | Self::NoLeader
             | Self::Unavailable(_)
@@ -119,7 +125,11 @@ impl ApiError {
         } else if status.is_server_error()
             && !matches!(
                 self,
-                Self::Sealed | Self::NotLeader | Self::Overloaded(_) | Self::NoRoom(_)
+                Self::Sealed
+                    | Self::Removed
+                    | Self::NotLeader
+                    | Self::Overloaded(_)
+                    | Self::NoRoom(_)
             )
         {
             tracing::warn!(status = status.as_u16(), why = %self, "a request was not carried out");
@@ -159,6 +169,7 @@ impl ApiError {
             Self::NotLeader | Self::NoLeader => Some(super::NOTHING_DONE),
             Self::OutcomeUnknown => Some(super::UNKNOWN),
             Self::Sealed
+            | Self::Removed
             | Self::BadRequest(_)
             | Self::BadParameter
             | Self::BadPath
@@ -243,6 +254,17 @@ impl From<InitError> for ApiError {
                 tracing::error!(%why, "initialization failed");
                 Self::Unavailable(format!("initialization failed: {why}"))
             }
+        }
+    }
+}
+
+impl From<ClusterError> for ApiError {
+    fn from(error: ClusterError) -> Self {
+        match error {
+            ClusterError::NotLeader => Self::NotLeader,
+            ClusterError::Refused(why) => Self::BadRequest(why),
+            ClusterError::Unavailable(why) => Self::Unavailable(why),
+            ClusterError::Failed(why) => Self::Internal(why),
         }
     }
 }

@@ -171,7 +171,11 @@ impl Server {
         }
         if !sys::is_local(&path) {
             if core.is_none() {
-                return Err(ApiError::Sealed);
+                return Err(if self.node.seal_status().removed_from_cluster {
+                    ApiError::Removed
+                } else {
+                    ApiError::Sealed
+                });
             }
             request::check_headers(&head.headers)?;
         }

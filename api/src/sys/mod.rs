@@ -1,5 +1,6 @@
 //! `sys/…` and `auth/token/…`: what the system says of itself and lets be changed.
 
+mod cluster;
 pub(crate) mod metrics;
 mod mount_fields;
 mod mounts;
@@ -15,12 +16,13 @@ use crate::{
         request::{self, ApiRequest},
         response::{Reply, object},
     },
-    ports::{AnswerRequest, ChallengeRequest, Node},
+    ports::{AnswerRequest, ChallengeRequest, Node, PeerChange},
     token::TokenEntry,
 };
 
 const CHALLENGE: &str = "sys/storage/raft/bootstrap/challenge";
 const ANSWER: &str = "sys/storage/raft/bootstrap/answer";
+const STEP_DOWN: &str = "sys/step-down";
 const UI_MOUNTS: &str = "sys/internal/ui/mounts";
 
 /// Whether every node answers `path` for itself, sealed or not, without a token.
@@ -55,9 +57,16 @@ pub(crate) async fn local(node: &dyn Node, api: &ApiRequest) -> Result<Reply, Ap
     }
 }
 
-/// Whether the request changes nothing, whatever its method: any node may answer it.
+/// What only the leader knows: how the members are. Asked for anywhere, it is answered there, so that all say the same.
+const LEADERS: [&str; 3] = [
+    "sys/ha-status",
+    "sys/storage/raft/configuration",
+    "sys/storage/raft/autopilot/state",
+];
+
+/// Whether the request changes nothing and any node may answer it, whatever its method.
 pub(crate) fn only_reads(api: &ApiRequest) -> bool {
-    !api.operation.is_write()
+    !api.operation.is_write() && !LEADERS.contains(&api.path.as_str())
         || (api.operation == Operation::Write
             && matches!(
                 api.path.as_str(),
@@ -68,9 +77,9 @@ pub(crate) fn only_reads(api: &ApiRequest) -> bool {
 /// Whether carrying the request out again, under the same id, gives what carrying it out once gives.
 ///
 /// Changes of storage do, by their id. A join gives out a Raft id that is never used twice: the joiner starts over
-/// with a new challenge.
+/// with a new challenge. A step-down carried out twice would make the next leader step down too.
 pub(crate) fn may_be_repeated(api: &ApiRequest) -> bool {
-    api.path != ANSWER
+    api.path != ANSWER && api.path != STEP_DOWN
 }
 
 /// Endpoints that need no token: a joining node has none, and the login page has none yet.
@@ -124,6 +133,23 @@ pub(crate) async fn handle(
         ("ha-status", Operation::Read) => status::ha_status(node),
         ("key-status", Operation::Read) => status::key_status(core),
         ("storage/raft/configuration", Operation::Read) => status::raft_configuration(node),
+        ("step-down", Operation::Write) => cluster::step_down(node, api).await,
+        ("storage/raft/remove-peer", Operation::Write) => {
+            cluster::change_peer(node, api, PeerChange::Remove).await
+        }
+        ("storage/raft/promote", Operation::Write) => {
+            cluster::change_peer(node, api, PeerChange::Promote).await
+        }
+        ("storage/raft/demote", Operation::Write) => {
+            cluster::change_peer(node, api, PeerChange::Demote).await
+        }
+        ("storage/raft/autopilot/configuration", Operation::Read) => {
+            cluster::autopilot_config(core).await
+        }
+        ("storage/raft/autopilot/configuration", Operation::Write) => {
+            cluster::set_autopilot_config(node, core, api).await
+        }
+        ("storage/raft/autopilot/state", Operation::Read) => cluster::autopilot_state(node),
         ("capabilities-self", Operation::Write) => capabilities_self(api),
         (
             "mounts"
@@ -133,6 +159,12 @@ pub(crate) async fn handle(
             | "key-status"
             | "capabilities-self"
             | "storage/raft/configuration"
+            | "storage/raft/remove-peer"
+            | "storage/raft/promote"
+            | "storage/raft/demote"
+            | "storage/raft/autopilot/configuration"
+            | "storage/raft/autopilot/state"
+            | "step-down"
             | "internal/ui/mounts",
             Operation::Read | Operation::Write | Operation::Patch | Operation::Delete,
         ) => Err(ApiError::UnsupportedOperation),

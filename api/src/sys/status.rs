@@ -121,11 +121,11 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
     let sealed = code("sealedcode", StatusCode::SERVICE_UNAVAILABLE)?;
     let standby_code = code("standbycode", StatusCode::TOO_MANY_REQUESTS)?;
     let active = code("activecode", StatusCode::OK)?;
+    let removed = code("removedcode", removed_from_cluster())?;
     for unused in [
         "drsecondarycode",
         "performancestandbycode",
         "haunhealthycode",
-        "removedcode",
     ] {
         code(unused, StatusCode::OK)?;
     }
@@ -134,6 +134,7 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
         .is_some_and(|value| request::boolean(value) != Some(false));
     let code = match (status.initialized, status.sealed) {
         (false, _) => uninitialized,
+        (true, _) if status.removed_from_cluster => removed,
         (true, true) => sealed,
         // Whatever `standbyok` says: the node will be gone in a moment.
         (true, false) if node.is_leaving() => sealed,
@@ -159,11 +160,19 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
         "clock_skew_ms": 0,
         "replication_primary_canary_age_ms": 0,
     }))?;
+    if status.removed_from_cluster {
+        body.insert("removed_from_cluster".to_owned(), true.into());
+    }
     if let (Some(name), Some(id)) = (status.cluster_name, status.cluster_id) {
         body.insert("cluster_name".to_owned(), name.into());
         body.insert("cluster_id".to_owned(), id.into());
     }
     Ok(Reply::Status(code, body.into()))
+}
+
+/// Vault's 530.
+fn removed_from_cluster() -> StatusCode {
+    StatusCode::from_u16(530).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 pub(super) fn leader(node: &dyn Node) -> Result<Reply, ApiError> {
@@ -178,15 +187,22 @@ pub(super) fn ha_status(node: &dyn Node) -> Result<Reply, ApiError> {
     let nodes: Vec<Value> = members
         .iter()
         .map(|member| {
-            json!({
+            let mut node = json!({
                 "hostname": member.hostname,
                 "api_address": member.api_addr,
                 "cluster_address": format!("https://{}", member.cluster_addr),
                 "active_node": member.leader,
                 "last_echo": member.last_echo,
                 "version": member.version,
-                "upgrade_version": member.version,
-            })
+                "upgrade_version": member.upgrade_version,
+            });
+            if !member.redundancy_zone.is_empty()
+                && let Some(node) = node.as_object_mut()
+            {
+                let zone = member.redundancy_zone.clone();
+                node.insert("redundancy_zone".to_owned(), zone.into());
+            }
+            node
         })
         .collect();
     // Vault documents `Nodes`, bao sends `nodes`; Go's clients read either.

@@ -24,13 +24,15 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use strongroom_api::{
     HttpSettings,
+    autopilot::AutopilotConfig,
     core::{ClusterIdentity, Core},
     forwarded_router, initial_writes,
     ports::{
-        AnswerRequest, Barrier, BarrierError, Challenge, ChallengeRequest, Child, Expect,
-        ForwardError, InitError, InitRequest, InitResult, JoinError, JoinGrant, JoinRequest,
-        KeyStatus, LeaderStatus, Member, MetricsFormat, Node, Role, SealStatus, SealWrap, Store,
-        StoreError, StoredBatch, Versioned,
+        AnswerRequest, AutopilotServer, AutopilotState, AutopilotUpgrade, Barrier, BarrierError,
+        Challenge, ChallengeRequest, Child, ClusterError, Expect, ForwardError, InitError,
+        InitRequest, InitResult, JoinError, JoinGrant, JoinRequest, KeyStatus, LeaderStatus,
+        Member, MetricsFormat, Node, PeerChange, Role, SealStatus, SealWrap, Store, StoreError,
+        StoredBatch, Versioned,
     },
     router,
 };
@@ -83,6 +85,8 @@ pub(crate) struct Cluster {
     pub(crate) hsm_away: AtomicBool,
     pub(crate) unwraps: AtomicUsize,
     pub(crate) wraps: AtomicUsize,
+    /// What nodes were told to do with members, in order.
+    pub(crate) changes: Mutex<Vec<String>>,
     nodes: Mutex<Vec<Weak<TestNode>>>,
 }
 
@@ -97,6 +101,7 @@ impl Cluster {
             hsm_away: AtomicBool::new(false),
             unwraps: AtomicUsize::new(0),
             wraps: AtomicUsize::new(0),
+            changes: Mutex::default(),
             nodes: Mutex::default(),
         });
         let wrap = TestWrap(Arc::clone(&cluster));
@@ -438,6 +443,7 @@ impl Node for TestNode {
             recovery_seal: true,
             recovery_seal_type: "shamir".to_owned(),
             storage_type: "raft".to_owned(),
+            removed_from_cluster: false,
             warnings: Vec::new(),
         }
     }
@@ -466,9 +472,73 @@ impl Node for TestNode {
             version: "0.1.0".to_owned(),
             leader: id == 0,
             voter: true,
+            upgrade_version: "0.1.0".to_owned(),
+            redundancy_zone: String::new(),
             last_echo: None,
         };
         ((0..2).map(member).collect(), 4)
+    }
+
+    async fn step_down(&self, to: Option<String>, _deadline: Instant) -> Result<(), ClusterError> {
+        let next = match to.as_deref() {
+            None => (self.id + 1) % 2,
+            Some("n0") => 0,
+            Some("n1") => 1,
+            Some(name) => return Err(ClusterError::Refused(format!("no node named `{name}`"))),
+        };
+        *self.cluster.leader.lock().unwrap() = Some(next);
+        Ok(())
+    }
+
+    /// Like the real one, a leader that is meant itself makes another one first.
+    async fn change_peer(
+        &self,
+        change: PeerChange,
+        name: &str,
+        _deadline: Instant,
+    ) -> Result<(), ClusterError> {
+        let own = format!("n{}", self.id);
+        if name == own && change != PeerChange::Promote {
+            *self.cluster.leader.lock().unwrap() = Some((self.id + 1) % 2);
+            return Err(ClusterError::NotLeader);
+        }
+        let mut changes = self.cluster.changes.lock().unwrap();
+        changes.push(format!("{own}: {change:?} {name}"));
+        Ok(())
+    }
+
+    fn autopilot(&self) -> Option<AutopilotState> {
+        if self.role() != Role::Leader {
+            return None;
+        }
+        let server = |id: usize| AutopilotServer {
+            name: format!("n{id}"),
+            cluster_addr: format!("10.0.0.{id}:8201"),
+            version: "0.1.0".to_owned(),
+            upgrade_version: "0.1.0".to_owned(),
+            alive: true,
+            healthy: true,
+            leader: id == self.id,
+            voter: true,
+            last_contact: Duration::from_micros(5_041_773 * (id as u64)),
+            last_term: 3,
+            last_index: 78,
+            stable_since: "2026-11-23T17:40:35.162Z".to_owned(),
+            ..AutopilotServer::default()
+        };
+        Some(AutopilotState {
+            servers: vec![server(0), server(1)],
+            failure_tolerance: 0,
+            upgrade: AutopilotUpgrade {
+                status: "idle".to_owned(),
+                ..AutopilotUpgrade::default()
+            },
+        })
+    }
+
+    fn autopilot_changed(&self, config: &AutopilotConfig) {
+        let mut changes = self.cluster.changes.lock().unwrap();
+        changes.push(format!("n{}: min_quorum {}", self.id, config.min_quorum));
     }
 
     async fn init(&self, request: InitRequest) -> Result<InitResult, InitError> {
@@ -575,6 +645,10 @@ impl Answer {
     }
 
     /// The body as JSON, `null` if there is none.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        serde_json::from_value(self.json()["errors"].clone()).unwrap()
+    }
+
     pub(crate) fn json(&self) -> Value {
         if self.body.is_empty() {
             return Value::Null;

@@ -297,6 +297,11 @@ impl Api {
         self.client.set_retries(0);
     }
 
+    /// The server that is asked.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// `GET`.
     pub(crate) fn get(&mut self, path: &str) -> Result<Option<Value>, ApiError> {
         self.call(Method::GET, path, None)

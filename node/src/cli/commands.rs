@@ -3,6 +3,7 @@
 use super::{
     Failure, Invocation, VERSION_LINE,
     api::HTTP_FLAGS,
+    cluster,
     flags::{Flag, Takes},
     kv, logical, login, operator, raft, secrets, serve, status, token,
 };
@@ -224,6 +225,46 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: operator::members,
     },
     Command {
+        path: &["operator", "raft", "autopilot", "get-config"],
+        synopsis: "Returns the configuration of autopilot",
+        usage: "[options]",
+        help: "Prints by which rules the cluster gives votes, calls a node healthy, and removes silent nodes.",
+        shared: Shared::Server,
+        own: &[],
+        run: cluster::get_config,
+    },
+    Command {
+        path: &["operator", "raft", "autopilot", "set-config"],
+        synopsis: "Modifies the configuration of autopilot",
+        usage: "[options]",
+        help: "Changes the settings that are named and leaves the others as they are.\n\n      $ strongroom operator \
+               raft autopilot set-config -cleanup-dead-servers=true -min-quorum=3",
+        shared: Shared::Server,
+        own: cluster::SET_CONFIG_FLAGS,
+        run: cluster::set_config,
+    },
+    Command {
+        path: &["operator", "raft", "autopilot", "state"],
+        synopsis: "Displays the state of the cluster as seen by autopilot",
+        usage: "[options]",
+        help: "Prints which nodes are healthy and how many may fail. The leader is asked, whichever node the command \
+               is sent to.",
+        shared: Shared::Server,
+        own: &[],
+        run: cluster::state,
+    },
+    Command {
+        path: &["operator", "raft", "demote"],
+        synopsis: "Demotes a voter to a permanent non-voter",
+        usage: "[options] SERVER-ID",
+        help: "Takes the vote of the node with this node_id until \"operator raft promote\" gives it back. The node \
+               keeps all data and serves as before. If it leads, another one takes over first.\n\n      $ strongroom \
+               operator raft demote node-3",
+        shared: Shared::Server,
+        own: &[],
+        run: cluster::demote,
+    },
+    Command {
         path: &["operator", "raft", "join"],
         synopsis: "Joins a node to the Raft cluster",
         usage: "[options] [LEADER-API-ADDR]",
@@ -243,6 +284,27 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: raft::list_peers,
     },
     Command {
+        path: &["operator", "raft", "promote"],
+        synopsis: "Promotes a permanent non-voter to a voter",
+        usage: "[options] SERVER-ID",
+        help: "Lets the node with this node_id vote: as soon as it has caught up.\n\n      $ strongroom operator raft \
+               promote node-3",
+        shared: Shared::Server,
+        own: &[],
+        run: cluster::promote,
+    },
+    Command {
+        path: &["operator", "raft", "remove-peer"],
+        synopsis: "Removes a node from the Raft cluster",
+        usage: "[options] SERVER-ID",
+        help: "Removes the node with this node_id. It stops serving; to come back it needs an empty data directory. A \
+               removal that would leave the cluster without a quorum is refused. If the node leads, another one takes \
+               over first.\n\n      $ strongroom operator raft remove-peer node-3",
+        shared: Shared::Server,
+        own: &[],
+        run: cluster::remove_peer,
+    },
+    Command {
         path: &["operator", "seal-reset-pin-guard"],
         synopsis: "Forgets that the HSM refused the PIN",
         usage: "-config=FILE",
@@ -252,6 +314,17 @@ pub(crate) const COMMANDS: &[Command] = &[
         shared: Shared::Nothing,
         own: serve::CONFIG_FLAGS,
         run: serve::reset_pin_guard,
+    },
+    Command {
+        path: &["operator", "step-down"],
+        synopsis: "Hands leadership to another node",
+        usage: "[options]",
+        help: "Makes the cluster's leader hand leadership to another node, whichever node the command is sent to, and \
+               returns when that one leads. Requests wait meanwhile; none fails.\n\n      $ strongroom operator \
+               step-down -to=node-2",
+        shared: Shared::Server,
+        own: cluster::STEP_DOWN_FLAGS,
+        run: cluster::step_down,
     },
     Command {
         path: &["operator", "storage", "inspect"],

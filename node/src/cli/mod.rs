@@ -6,6 +6,7 @@
 //! Output is what users of Vault's and OpenBao's tools know; it was compared with the real one.
 
 mod api;
+mod cluster;
 mod commands;
 mod data;
 mod flags;

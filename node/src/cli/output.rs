@@ -60,6 +60,11 @@ impl Ordered {
         self.0.push((name.to_owned(), Node::Plain(value.into())));
     }
 
+    /// Adds a field that keeps its order.
+    pub(crate) fn push_ordered(&mut self, name: &str, value: Ordered) {
+        self.0.push((name.to_owned(), Node::Ordered(value)));
+    }
+
     /// Puts the fields of the object `name`, if it is one, into the order of `names`.
     pub(crate) fn arrange(&mut self, name: &str, names: &[&str]) {
         for (field, node) in &mut self.0 {

@@ -10,6 +10,7 @@ use std::{
 
 use super::*;
 
+mod cluster;
 mod data;
 mod local;
 

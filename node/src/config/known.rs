@@ -164,10 +164,6 @@ pub(super) const LISTENER: &[(&str, &str)] = &[
 
 /// In `storage "raft"`.
 pub(super) const STORAGE: &[(&str, &str)] = &[
-    ("autopilot_reconcile_interval", OWN_TUNING),
-    ("autopilot_redundancy_zone", LATER),
-    ("autopilot_update_interval", OWN_TUNING),
-    ("autopilot_upgrade_version", LATER),
     ("disable_clustering", "a single node is a cluster of one"),
     ("ha_enabled", "Raft storage is always highly available"),
     (

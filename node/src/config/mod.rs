@@ -172,6 +172,18 @@ pub(crate) struct RaftStorage {
     pub(crate) retry_join: Vec<RetryJoin>,
     /// Join without a vote.
     pub(crate) retry_join_as_non_voter: bool,
+    /// Do not lead while another voter can.
+    pub(crate) leader_ineligible: bool,
+    /// Leave the cluster at each orderly stop, and join it anew at the next start.
+    pub(crate) leave_on_shutdown: bool,
+    /// Counts in the program version's place when nodes of a new version take over; may be empty.
+    pub(crate) autopilot_upgrade_version: String,
+    /// Of the nodes of one zone one votes; empty: in no zone.
+    pub(crate) autopilot_redundancy_zone: String,
+    /// Pause between autopilot's looks at the cluster; `None`: several times a second.
+    pub(crate) autopilot_update_interval: Option<Duration>,
+    /// Least time between two of its changes; `None`: none.
+    pub(crate) autopilot_reconcile_interval: Option<Duration>,
 }
 
 /// One `retry_join`.

@@ -31,6 +31,8 @@ const DEFAULT_MULTIPLIER: u64 = 1;
 const DEFAULT_MAX_ENTRY: u64 = 1 << 20;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(5);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Autopilot that looks less often looks at nothing.
+const LONGEST_LOOK: Duration = Duration::from_secs(3600);
 /// Peers refuse larger frames.
 const LARGEST_ENTRY: u64 = 4 << 20;
 
@@ -107,7 +109,13 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         .take_number("disk_reserve", 0..=u64::MAX, report)
         .filter(|reserve| *reserve != 0);
     let non_voter = non_voter(&mut section, environment, report);
-    let retry_join = section
+    let leader_ineligible = section.take_bool("leader_ineligible", report);
+    let leave_on_shutdown = section.take_bool("leave_on_shutdown", report);
+    let upgrade_version = upgrade_version(&mut section, report);
+    let redundancy_zone = redundancy_zone(&mut section, report);
+    let update = interval(&mut section, "autopilot_update_interval", report);
+    let reconcile = interval(&mut section, "autopilot_reconcile_interval", report);
+    let retry_join: Vec<RetryJoin> = section
         .take_blocks("retry_join", report)
         .into_iter()
         .filter_map(|join| retry_join(join, report))
@@ -124,6 +132,12 @@ fn raft(block: Labelled, environment: &Environment, report: &mut Report) -> Opti
         snapshots,
         retry_join,
         retry_join_as_non_voter: non_voter,
+        leader_ineligible: leader_ineligible.unwrap_or(false),
+        leave_on_shutdown: leave_on_shutdown.unwrap_or(false),
+        autopilot_upgrade_version: upgrade_version,
+        autopilot_redundancy_zone: redundancy_zone,
+        autopilot_update_interval: update,
+        autopilot_reconcile_interval: reconcile,
     })
 }
 
@@ -146,6 +160,47 @@ fn snapshots(section: &mut Section, report: &mut Report) -> SnapshotOptions {
         }
     }
     options
+}
+
+fn upgrade_version(section: &mut Section, report: &mut Report) -> String {
+    let Some(found) = section.take_string("autopilot_upgrade_version", report) else {
+        return String::new();
+    };
+    if semver::Version::parse(&found.value).is_err() {
+        report.problem(
+            &found.at,
+            format!(
+                "{}: autopilot_upgrade_version must be a version such as \"1.2.3\"",
+                section.title
+            ),
+        );
+    }
+    found.value
+}
+
+fn redundancy_zone(section: &mut Section, report: &mut Report) -> String {
+    let Some(found) = section.take_string("autopilot_redundancy_zone", report) else {
+        return String::new();
+    };
+    if let Err(why) = checked_name(&found.value) {
+        report.problem(
+            &found.at,
+            format!("{}: autopilot_redundancy_zone {why}", section.title),
+        );
+    }
+    found.value
+}
+
+/// 0 is as good as absent, as in Vault.
+fn interval(section: &mut Section, key: &'static str, report: &mut Report) -> Option<Duration> {
+    let found = section.take_duration(key, report)?;
+    if found.value > LONGEST_LOOK {
+        report.problem(
+            &found.at,
+            format!("{}: {key} must be at most 1h", section.title),
+        );
+    }
+    Some(found.value).filter(|interval| !interval.is_zero())
 }
 
 fn data_path(

@@ -17,7 +17,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use strongroom_api::ports::{AnswerRequest, Challenge, ChallengeRequest, JoinError, JoinGrant};
+use strongroom_api::ports::{
+    AnswerRequest, Challenge, ChallengeRequest, JoinError, JoinGrant, MoreOfJoiner,
+};
 use strongroom_raft::{Identity, PeerInfo, Raft, Status};
 use strongroom_seal::{config::SealConfig, hsm::Hsm, secret::SecretBytes};
 
@@ -109,8 +111,14 @@ impl JoinGate {
         let given = BASE64
             .decode(&request.answer)
             .map_err(|_| JoinError::BadRequest("the answer is not base64".to_owned()))?;
+        let more = match &request.more {
+            None => Some(Vec::new()),
+            Some(more) => BASE64.decode(&more.answer).ok(),
+        };
         let secret = self.challenge_secret(&request.server_id, &request.nonce);
-        if proof_matches(&secret, request, &given) {
+        let matches = proof_matches(&secret, request, &given)
+            && more.is_some_and(|given| more_matches(&secret, request, &given));
+        if matches {
             Ok(())
         } else {
             Err(refused(
@@ -152,6 +160,12 @@ pub(crate) async fn admit(
     request: &AnswerRequest,
 ) -> Result<JoinGrant, JoinError> {
     refuse_name_in_use(&raft.status(), request)?;
+    let more = request.more.clone().unwrap_or_default();
+    if more.upgrade_version.len().max(more.redundancy_zone.len()) > MAX_NAME {
+        return Err(JoinError::BadRequest(
+            "the version or the redundancy zone is too long".to_owned(),
+        ));
+    }
     let info = PeerInfo {
         name: request.server_id.clone(),
         cluster_addr: checked_address(&request.cluster_addr)?,
@@ -159,6 +173,9 @@ pub(crate) async fn admit(
         hostname: request.hostname.clone(),
         version: request.version.clone(),
         non_voter: request.non_voter,
+        leader_ineligible: more.leader_ineligible,
+        upgrade_version: more.upgrade_version,
+        redundancy_zone: more.redundancy_zone,
     };
     let raft_id = raft
         .add_node(info)
@@ -237,6 +254,28 @@ fn proof(secret: &[u8], request: &AnswerRequest) -> [u8; 32] {
     )
 }
 
+/// As [`proof`], for what was added later.
+fn proof_of_more(secret: &[u8], request: &AnswerRequest, more: &MoreOfJoiner) -> [u8; 32] {
+    let leader_ineligible = [u8::from(more.leader_ineligible)];
+    strongroom_seal::hmac_sha256(
+        secret,
+        &[
+            b"strongroom-join-more/1",
+            request.server_id.as_bytes(),
+            request.nonce.as_bytes(),
+            &leader_ineligible,
+            more.upgrade_version.as_bytes(),
+            more.redundancy_zone.as_bytes(),
+        ],
+    )
+}
+
+fn more_matches(secret: &[u8], request: &AnswerRequest, given: &[u8]) -> bool {
+    request.more.as_ref().is_none_or(|more| {
+        strongroom_seal::constant_time_eq(&proof_of_more(secret, request, more), given)
+    })
+}
+
 fn proof_matches(secret: &[u8], request: &AnswerRequest, given: &[u8]) -> bool {
     strongroom_seal::constant_time_eq(&proof(secret, request), given)
 }
@@ -296,8 +335,17 @@ pub(crate) async fn open_challenge(
         hostname: super::hostname(),
         version: super::VERSION.to_owned(),
         non_voter,
+        more: None,
     };
     answer.answer = BASE64.encode(proof(secret.as_ref(), &answer));
+    let mut more = MoreOfJoiner {
+        answer: String::new(),
+        leader_ineligible: config.storage.leader_ineligible,
+        upgrade_version: config.storage.autopilot_upgrade_version.clone(),
+        redundancy_zone: config.storage.autopilot_redundancy_zone.clone(),
+    };
+    more.answer = BASE64.encode(proof_of_more(secret.as_ref(), &answer, &more));
+    answer.more = Some(more);
     Ok(Opened { target, answer })
 }
 
@@ -410,6 +458,7 @@ mod tests {
             hostname: "h".to_owned(),
             version: "v".to_owned(),
             non_voter: false,
+            more: None,
         }
     }
 
@@ -419,8 +468,17 @@ mod tests {
         let mut good = answer();
         let secret = gate.challenge_secret("n2", &good.nonce);
         good.answer = BASE64.encode(proof(&secret, &good));
+        assert!(gate.verify(&good).is_ok(), "an older joiner says no more");
+        let mut more = MoreOfJoiner {
+            redundancy_zone: "a".to_owned(),
+            ..MoreOfJoiner::default()
+        };
+        more.answer = BASE64.encode(proof_of_more(&secret, &good, &more));
+        good.more = Some(more);
         assert!(gate.verify(&good).is_ok());
-        let changes: [fn(&mut AnswerRequest); 6] = [
+        let changes: [fn(&mut AnswerRequest); 8] = [
+            |a| a.more.as_mut().unwrap().redundancy_zone.push('b'),
+            |a| a.more.as_mut().unwrap().leader_ineligible = true,
             |a| a.server_id = "n3".to_owned(),
             |a| a.cluster_addr = "127.0.0.1:9999".to_owned(),
             |a| a.api_addr.push('x'),

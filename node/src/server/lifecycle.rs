@@ -21,7 +21,7 @@ use strongroom_api::{
     core::Core,
     ports::{InitError, InitRequest, InitResult, JoinError, JoinRequest},
 };
-use strongroom_raft::{Identity, PeerInfo, Raft, Stores, Transport};
+use strongroom_raft::{Identity, Next, PeerInfo, Raft, Stores, Transport};
 use strongroom_seal::{barrier::Barrier, keyring::Keyring, wrap::SealWrapper};
 use tokio::{
     net::TcpListener,
@@ -30,12 +30,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    autopilot,
     bundle::SealBundle,
     chain,
     cluster_tls::{self, ClusterTls},
     forward::{self, Forwarder},
     init::{self, HalfInit},
     join::{self, JoinGate, Target},
+    leave,
     node::{INIT_GRACE, NodePort, Order, Phase, Running, Shared},
     wire::{BarrierPort, SealWrapPort, StorePort},
 };
@@ -62,6 +64,8 @@ const JOIN_PAUSE: Duration = Duration::from_millis(1500);
 /// Requests are still taken this long after health has turned unhealthy: two checks of a load balancer that looks every
 /// half second, and some.
 const NOTICE: Duration = Duration::from_millis(1500);
+/// Between two looks at what is on record about this node.
+const ANNOUNCE: Duration = Duration::from_secs(60);
 /// Time a planned hand-over of leadership may take at shutdown.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
@@ -76,6 +80,11 @@ struct PendingInit {
 enum Stage {
     Empty,
     Sealed(Box<SealedNode>),
+    /// The cluster goes on without this node.
+    Removed {
+        bundle: Box<SealBundle>,
+        why: String,
+    },
     Stopped,
 }
 
@@ -112,6 +121,9 @@ pub(crate) async fn drive(
                 }
                 Some(keyring) => run(&shared, *node, keyring, &mut orders, &stop).await?,
             },
+            Stage::Removed { bundle, why } => {
+                removed(&shared, &bundle, why, &mut orders, &stop).await
+            }
             Stage::Stopped => return Ok(()),
         };
     }
@@ -125,6 +137,16 @@ async fn on_disk(shared: &Shared) -> Result<Stage, FatalError> {
         why,
     };
     std::fs::create_dir_all(dir).map_err(|error| unusable(error.to_string()))?;
+    if leave::has_left(dir).map_err(|error| unusable(error.to_string()))? {
+        if shared.config.storage.leave_on_shutdown {
+            leave::move_aside(dir).map_err(|error| unusable(error.to_string()))?;
+            return Ok(Stage::Empty);
+        }
+        tracing::warn!(
+            "this node left the cluster at its last stop, and `leave_on_shutdown` is not set any more: to come back it \
+             needs an empty data directory"
+        );
+    }
     let Some(identity) = Identity::load(dir).map_err(|error| unusable(chain(&error)))? else {
         return Ok(Stage::Empty);
     };
@@ -530,9 +552,46 @@ async fn run(
         () = stop.cancelled() => Ok(Stage::Stopped),
         () = refuse(orders) => Ok(Stage::Stopped),
         why = running.raft.fatal() => Err(FatalError::Storage(why)),
+        why = running.raft.removed() => {
+            shut_down(&running).await;
+            Ok(Stage::Removed { bundle: Box::new(bundle), why })
+        }
     };
     background.cancel();
     outcome
+}
+
+/// The cluster has removed this node: nothing is served but the news of it.
+async fn removed(
+    shared: &Shared,
+    bundle: &SealBundle,
+    why: String,
+    orders: &mut mpsc::Receiver<Order>,
+    stop: &CancellationToken,
+) -> Stage {
+    let dir = shared.config.storage.path.display();
+    tracing::error!(
+        "this node was removed from the cluster and serves nothing any more ({why}). To take it back: stop it, move \
+         {dir} away, and start it with an empty data directory; it joins under its name and gets everything from the \
+         others"
+    );
+    shared.set_phase(Phase::Removed {
+        config: bundle.config.clone(),
+    });
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = refuse(orders) => {}
+    }
+    Stage::Stopped
+}
+
+/// Ends Raft and closes its stores.
+async fn shut_down(running: &Running) {
+    running.core.store(None);
+    let closing = tokio::time::timeout(CLOSE, running.raft.shutdown());
+    if closing.await.is_err() {
+        tracing::error!("the stores did not close in time; the next start replays their log");
+    }
 }
 
 /// Leaves a cluster that goes on: health turns unhealthy, leadership is handed over, and requests are served until every
@@ -541,32 +600,29 @@ pub(crate) async fn leave(shared: &Shared) {
     let Some(running) = shared.running() else {
         return;
     };
-    let voters = running
-        .raft
-        .status()
+    let status = running.raft.status();
+    let others = status
         .members
         .iter()
-        .filter(|m| m.voter)
-        .count();
-    if voters < 2 || running.core.load().is_none() {
+        .filter(|m| m.raft_id != status.raft_id);
+    let nobody = !others.into_iter().any(|member| member.voter);
+    if nobody || running.core.load().is_none() {
         return;
     }
     shared.leaving.store(true, Ordering::Relaxed);
     let noticed = tokio::time::sleep(NOTICE);
     hand_over(&running.raft).await;
     noticed.await;
+    let storage = &shared.config.storage;
+    if storage.leave_on_shutdown && !running.raft.watch().borrow().is_ready_leader {
+        leave::leave(&running.raft, &storage.path).await;
+    }
 }
 
 /// Stops Raft after the listeners have drained.
 pub(crate) async fn close(shared: &Shared) {
     if let Some(running) = shared.running() {
-        running.core.store(None);
-        if tokio::time::timeout(CLOSE, running.raft.shutdown())
-            .await
-            .is_err()
-        {
-            tracing::error!("the stores did not close in time; the next start replays their log");
-        }
+        shut_down(&running).await;
     }
     if tokio::time::timeout(CLOSE, shared.hsm.shutdown())
         .await
@@ -581,7 +637,8 @@ async fn hand_over(raft: &Raft) {
     if !raft.watch().borrow().is_ready_leader {
         return;
     }
-    match raft.transfer_leader(None, Instant::now() + HAND_OVER).await {
+    let deadline = Instant::now() + HAND_OVER;
+    match raft.transfer_leader(Next::Anybody, deadline).await {
         Ok(()) => tracing::info!("leadership was handed over"),
         Err(error) => tracing::warn!(error = %chain(&error), "leadership was not handed over"),
     }
@@ -710,6 +767,7 @@ async fn publish_core(running: Arc<Running>, core: Arc<Core>) {
     }
     running.core.store(Some(core));
     tracing::info!("the node serves");
+    autopilot::follow_settings(running).await;
 }
 
 /// Gives out the result of an init as soon as the node serves, or after [`INIT_GRACE`] whatever keeps it from serving:
@@ -732,21 +790,29 @@ async fn answer_init(shared: Arc<Shared>, pending: PendingInit) {
     }
 }
 
-/// Tells the cluster this node's addresses and version if it has others on record.
+/// Keeps this node's addresses and version on record: a leader of an older version drops what it does not know.
 async fn announce(raft: Raft, info: PeerInfo) {
     let mut last_why = String::new();
+    let mut role = raft.watch();
     loop {
-        match raft.announce(info.clone()).await {
-            Ok(()) => return,
+        let pause = match raft.announce(info.clone()).await {
+            Ok(()) => ANNOUNCE,
             Err(error) => {
                 let why = chain(&error);
                 if why != last_why {
                     tracing::debug!("announcing this node's addresses: {why}");
                     last_why = why;
                 }
+                Duration::from_secs(1)
             }
+        };
+        role.mark_unchanged();
+        tokio::select! {
+            () = tokio::time::sleep(super::jittered(pause)) => {}
+            changed = role.changed(), if pause == ANNOUNCE => if changed.is_err() {
+                return;
+            },
         }
-        tokio::time::sleep(super::jittered(Duration::from_secs(1))).await;
     }
 }
 

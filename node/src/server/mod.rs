@@ -4,6 +4,7 @@
 //! moment), connect the HSM, then whatever the data directory says (see [`lifecycle`]). Order of stop: hand over
 //! leadership, drain clients, stop Raft, close the HSM.
 
+mod autopilot;
 mod bundle;
 mod cluster_tls;
 mod files;
@@ -11,6 +12,7 @@ mod forward;
 mod harden;
 mod init;
 mod join;
+mod leave;
 mod lifecycle;
 mod listen;
 pub(crate) mod node;
@@ -25,7 +27,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use strongroom_api::{HttpSettings, Limits, core::ClusterIdentity};
-use strongroom_raft::{Identity, OpenError, Options, PeerInfo, Stores};
+use strongroom_raft::{Identity, OpenError, Options, Pace, PeerInfo, Stores};
 use strongroom_seal::hsm::{Hsm, HsmConfig, Mechanism, OaepHash};
 use tokio::{
     net::TcpListener,
@@ -290,6 +292,10 @@ fn raft_options(config: &Config, identity: Identity) -> Options {
         max_entry_size: config.storage.max_entry_size,
         min_free_disk: config.storage.disk_reserve,
         snapshots: config.storage.snapshots,
+        pace: Pace {
+            update: config.storage.autopilot_update_interval,
+            reconcile: config.storage.autopilot_reconcile_interval,
+        },
     }
 }
 
@@ -302,6 +308,9 @@ pub(crate) fn peer_info(config: &Config) -> PeerInfo {
         hostname: hostname(),
         version: VERSION.to_owned(),
         non_voter: config.storage.retry_join_as_non_voter,
+        leader_ineligible: config.storage.leader_ineligible,
+        upgrade_version: config.storage.autopilot_upgrade_version.clone(),
+        redundancy_zone: config.storage.autopilot_redundancy_zone.clone(),
     }
 }
 

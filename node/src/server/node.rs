@@ -13,11 +13,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use strongroom_api::{
     Limits,
+    autopilot::AutopilotConfig,
     core::Core,
     ports::{
-        AnswerRequest, Challenge, ChallengeRequest, ForwardError, InitError, InitRequest,
-        InitResult, JoinError, JoinGrant, JoinRequest, LeaderStatus, Member, MetricsFormat, Node,
-        Role, SealStatus,
+        AnswerRequest, AutopilotState, Challenge, ChallengeRequest, ClusterError, ForwardError,
+        InitError, InitRequest, InitResult, JoinError, JoinGrant, JoinRequest, LeaderStatus,
+        Member, MetricsFormat, Node, PeerChange, Role, SealStatus,
     },
 };
 use strongroom_raft::Raft;
@@ -28,12 +29,15 @@ use strongroom_seal::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    VERSION,
+    VERSION, autopilot,
     bundle::SealBundle,
     forward::SharedForwarder,
     join::{self, JoinGate},
 };
 use crate::{clock, config::Config, telemetry};
+
+/// For `seal-status`, and for who would have it join again.
+const REMOVED: &str = "this node was removed from the cluster; to take it back, start it with an empty data directory";
 
 /// Where the node is in its life.
 pub(crate) enum Phase {
@@ -43,6 +47,8 @@ pub(crate) enum Phase {
     Sealed { config: SealConfig, why: String },
     /// Raft runs and the keyring is open.
     Unsealed(Arc<Running>),
+    /// The cluster has removed this node.
+    Removed { config: SealConfig },
 }
 
 /// Everything that exists only while unsealed.
@@ -90,7 +96,7 @@ impl Shared {
     pub(crate) fn running(&self) -> Option<Arc<Running>> {
         match &**self.phase.load() {
             Phase::Unsealed(running) => Some(Arc::clone(running)),
-            Phase::Uninitialized { .. } | Phase::Sealed { .. } => None,
+            Phase::Uninitialized { .. } | Phase::Sealed { .. } | Phase::Removed { .. } => None,
         }
     }
 
@@ -101,6 +107,7 @@ impl Shared {
             Phase::Uninitialized { why: Some(why) } | Phase::Sealed { why, .. } => {
                 warnings.push(why.clone());
             }
+            Phase::Removed { .. } => warnings.push(REMOVED.to_owned()),
             Phase::Uninitialized { why: None } | Phase::Unsealed(_) => {}
         }
         let health = self.hsm.health();
@@ -142,7 +149,7 @@ impl Node for NodePort {
         let phase = self.0.phase.load();
         let config = match &**phase {
             Phase::Uninitialized { .. } => None,
-            Phase::Sealed { config, .. } => Some(config),
+            Phase::Sealed { config, .. } | Phase::Removed { config } => Some(config),
             Phase::Unsealed(running) => Some(&running.bundle.config),
         };
         let running = self.0.running();
@@ -164,6 +171,7 @@ impl Node for NodePort {
             recovery_seal: true,
             recovery_seal_type: "shamir".to_owned(),
             storage_type: "raft".to_owned(),
+            removed_from_cluster: matches!(&**phase, Phase::Removed { .. }),
             warnings: self.0.warnings(&phase),
         }
     }
@@ -207,12 +215,40 @@ impl Node for NodePort {
             version: member.info.version.clone(),
             leader: status.leader == Some(member.raft_id),
             voter: member.voter,
+            upgrade_version: autopilot::upgrade_version(&member.info),
+            redundancy_zone: member.info.redundancy_zone.clone(),
             last_echo: member.last_ack.map(|age| {
                 let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
                 clock::rfc3339(now.saturating_sub(age))
             }),
         });
         (members.collect(), status.membership_index)
+    }
+
+    async fn step_down(&self, to: Option<String>, deadline: Instant) -> Result<(), ClusterError> {
+        let running = self.0.running().ok_or(ClusterError::NotLeader)?;
+        autopilot::step_down(&running.raft, to, deadline).await
+    }
+
+    async fn change_peer(
+        &self,
+        change: PeerChange,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<(), ClusterError> {
+        let running = self.0.running().ok_or(ClusterError::NotLeader)?;
+        autopilot::change_peer(&running.raft, change, name, deadline).await
+    }
+
+    fn autopilot(&self) -> Option<AutopilotState> {
+        let status = self.0.running()?.raft.autopilot()?;
+        Some(autopilot::state(status, clock::now_ms()))
+    }
+
+    fn autopilot_changed(&self, config: &AutopilotConfig) {
+        if let Some(running) = self.0.running() {
+            running.raft.set_autopilot(autopilot::settings(config));
+        }
     }
 
     async fn init(&self, request: InitRequest) -> Result<InitResult, InitError> {
@@ -230,6 +266,9 @@ impl Node for NodePort {
     }
 
     async fn join(&self, request: JoinRequest) -> Result<bool, JoinError> {
+        if matches!(&**self.0.phase.load(), Phase::Removed { .. }) {
+            return Err(JoinError::BadRequest(REMOVED.to_owned()));
+        }
         if !matches!(&**self.0.phase.load(), Phase::Uninitialized { .. }) {
             // As Vault does: a node that is in a cluster says so and changes nothing.
             return Ok(true);

@@ -23,6 +23,7 @@ mod hvac;
 mod init;
 mod join;
 mod limits;
+mod members;
 mod misconfigured;
 mod snapshots;
 mod strangers;

@@ -11,7 +11,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -109,6 +109,17 @@ impl Directory {
     }
 }
 
+/// That leaders have said that this node was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Removals {
+    /// When it was said first.
+    pub(crate) first: Instant,
+    /// When it was said last.
+    pub(crate) last: Instant,
+    /// In whose words.
+    pub(crate) reason: String,
+}
+
 /// Makes connections to members.
 pub(crate) struct Dialer {
     identity: Identity,
@@ -118,6 +129,7 @@ pub(crate) struct Dialer {
     by_alpn: Mutex<HashMap<&'static str, TlsConnector>>,
     /// For each step: connecting, TLS, hello.
     step: Duration,
+    removals: Mutex<Option<Removals>>,
 }
 
 impl Dialer {
@@ -133,7 +145,28 @@ impl Dialer {
             client_tls,
             by_alpn: Mutex::default(),
             step,
+            removals: Mutex::default(),
         }
+    }
+
+    /// What has been said about a removal of this node since a leader was last heard, at `heard`.
+    pub(crate) fn removals(&self, heard: Instant) -> Option<Removals> {
+        let mut removals = lock(&self.removals);
+        if removals.as_ref().is_some_and(|said| said.first < heard) {
+            *removals = None;
+        }
+        removals.clone()
+    }
+
+    fn note_removal(&self, reason: &str) {
+        let now = Instant::now();
+        let mut removals = lock(&self.removals);
+        let said = removals.get_or_insert_with(|| Removals {
+            first: now,
+            last: now,
+            reason: reason.to_owned(),
+        });
+        said.last = now;
     }
 
     fn connector(&self, alpn: &'static str) -> TlsConnector {
@@ -195,6 +228,9 @@ impl Dialer {
         if welcome.refused.is_empty() {
             Ok(connection)
         } else {
+            if welcome.removed {
+                self.note_removal(&welcome.refused);
+            }
             Err(DialError::Refused {
                 id,
                 reason: welcome.refused,

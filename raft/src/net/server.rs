@@ -15,7 +15,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{Stream, StreamExt, stream, stream::FuturesUnordered};
@@ -83,6 +83,8 @@ pub(crate) struct Server {
     /// The connection that each peer uses now, by purpose.
     pub(crate) newest: Mutex<HashMap<(u64, u32), CancellationToken>>,
     pub(crate) snapshots: Receiver,
+    /// Refusals that were logged: when, and in which words.
+    pub(crate) refused: Mutex<HashMap<u64, (Instant, String)>>,
 }
 
 impl Server {
@@ -213,19 +215,38 @@ impl Server {
             return Err(io::Error::other("the first frame is no hello"));
         }
         let hello = Hello::decode(hello.body).map_err(io::Error::other)?;
+        let removed = self.knows_as_removed(from);
         let (purpose, refused) = match self.check(&hello, from) {
             Ok(purpose) => (Some(purpose), String::new()),
             Err(why) => {
-                tracing::warn!(node = from, "a connection was refused: {why}");
+                self.log_refusal(from, &why);
                 (None, why)
             }
         };
-        let welcome = frame(Kind::Welcome, &Welcome { refused });
+        let welcome = frame(Kind::Welcome, &Welcome { refused, removed });
         send(connection, welcome).await?;
         if purpose.is_some() {
             self.services.peer_is_back(from).await;
         }
         Ok(purpose)
+    }
+
+    /// Whether `from` is no member, and this node leads with a fresh quorum, so that it knows.
+    fn knows_as_removed(&self, from: u64) -> bool {
+        !self.directory.contains(from) && self.services.leads_with_quorum()
+    }
+
+    /// A node that was removed asks again and again: once an hour is enough.
+    fn log_refusal(&self, from: u64, why: &str) {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let now = Instant::now();
+        let mut refused = lock(&self.refused);
+        refused.retain(|_, (said, _)| now.duration_since(*said) < HOUR);
+        let known = refused.get(&from).is_some_and(|(_, known)| known == why);
+        if !known && refused.len() < MAX_CONNECTIONS {
+            refused.insert(from, (now, why.to_owned()));
+            tracing::warn!(node = from, "a connection was refused: {why}");
+        }
     }
 
     fn check(&self, hello: &Hello, from: u64) -> Result<Purpose, String> {
@@ -245,7 +266,7 @@ impl Server {
         if hello.to != own.raft_id {
             return Err(format!("this is node {}", own.raft_id));
         }
-        if !self.directory.contains(from) && self.services.leads_with_quorum() {
+        if self.knows_as_removed(from) {
             return Err(format!(
                 "node {from} is not a member of the cluster: it was removed or replaced, and must \
                  rejoin with an empty data directory"
@@ -272,6 +293,9 @@ impl Server {
                     take_append(&self.services.core, &mut session, frame)?;
                 }
                 (seq, result) = next_result(&mut session) => {
+                    if matches!(&result, Some(Ok(Ok(_)))) {
+                        self.services.heard_now();
+                    }
                     let (reply, goes_on) = match &result {
                         Some(Ok(result)) => (AppendReply::from(result), result.is_ok()),
                         Some(Err(why)) => (AppendReply::failed(why.clone()), false),
@@ -302,6 +326,10 @@ impl Server {
                     };
                     if frame.kind != Kind::Call {
                         return Err(io::Error::other("a frame that is no call"));
+                    }
+                    // It learns of it when it connects again.
+                    if self.knows_as_removed(from) {
+                        return Err(io::Error::other("a call of a node that was removed"));
                     }
                     let message = CallMessage::decode(frame.body).map_err(io::Error::other)?;
                     under_way.push(async move { (frame.seq, self.answer(message.call, from).await) });
@@ -348,6 +376,11 @@ impl Server {
             Some(Call::ReadIndex(_)) => Ok(self.services.answer_read_index().await),
             Some(Call::Health(_)) => Ok(Reply::Health(self.services.vitals.health().into())),
             Some(Call::Announce(info)) => Ok(self.services.answer_announce(from, info).await),
+            Some(Call::Leave(_)) => Ok(self.services.answer_leave(from).await),
+            Some(Call::Chosen(_)) => {
+                self.services.tracker.choose();
+                Ok(Reply::Done(true))
+            }
         };
         answered.unwrap_or_else(Reply::Failed)
     }
@@ -360,7 +393,11 @@ impl Server {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         let response = self.services.core.append_entries(request).await;
-        let result: AppendResult = match response.map_err(|error| error.to_string())? {
+        let response = response.map_err(|error| error.to_string())?;
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            self.services.heard_now();
+        }
+        let result: AppendResult = match response {
             AppendEntriesResponse::Success => Ok(last),
             AppendEntriesResponse::PartialSuccess(matched) => Ok(matched),
             AppendEntriesResponse::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote)),

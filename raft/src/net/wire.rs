@@ -72,6 +72,9 @@ pub(crate) struct Welcome {
     /// Empty: accepted. Otherwise why not, for people to read.
     #[prost(string, tag = "1")]
     pub(crate) refused: String,
+    /// Refused because the cluster has removed the node, says a leader whose quorum answers.
+    #[prost(bool, tag = "2")]
+    pub(crate) removed: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -184,7 +187,7 @@ impl From<&AppendResult> for AppendReply {
 /// Request on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CallMessage {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 20")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20")]
     pub(crate) call: Option<Call>,
 }
 
@@ -204,6 +207,12 @@ pub(crate) enum Call {
     /// Tells the leader how this node is reached now.
     #[prost(message, tag = "6")]
     Announce(PeerProto),
+    /// Asks the leader to remove the node that calls.
+    #[prost(bool, tag = "7")]
+    Leave(bool),
+    /// An operator wants the node that is called to lead, although newer ones could.
+    #[prost(bool, tag = "8")]
+    Chosen(bool),
     /// Asks how fit the node is. A node that does not know the question says so.
     #[prost(bool, tag = "20")]
     Health(bool),
@@ -212,7 +221,7 @@ pub(crate) enum Call {
 /// Answer on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ReplyMessage {
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 20")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20")]
     pub(crate) reply: Option<Reply>,
 }
 
@@ -234,6 +243,9 @@ pub(crate) enum Reply {
     /// The call was not carried out; why, for people to read.
     #[prost(string, tag = "7")]
     Failed(String),
+    /// Done, or noted.
+    #[prost(bool, tag = "8")]
+    Done(bool),
     #[prost(message, tag = "20")]
     Health(HealthReply),
 }

@@ -451,6 +451,7 @@ async fn a_failed_sync_acknowledges_nothing_and_ends_the_node() {
         max_entry_size: 1 << 20,
         min_free_disk: Some(1),
         snapshots: crate::SnapshotOptions::default(),
+        pace: crate::Pace::default(),
     };
     let raft = Raft::start(stores, options, None).await.unwrap();
     // Enough good syncs to be elected, and no more.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use strongroom_raft::{Identity, ProposeError, Raft};
+use strongroom_raft::{Identity, Next, ProposeError, Raft};
 use tokio::{net::TcpListener, runtime::Runtime};
 
 use crate::harness::{CLUSTER, Cluster, Relay, info, local, put, read, soon};
@@ -53,7 +53,7 @@ async fn a_leader_that_was_frozen_never_answers_with_the_past() {
     if leader != 3 {
         cluster.nodes[leader]
             .raft
-            .transfer_leader(Some(raft_id), soon())
+            .transfer_leader(Next::Named("d".to_owned()), soon())
             .await
             .unwrap();
     }
@@ -260,7 +260,7 @@ async fn every_write_is_applied_once_through_restarts_and_hand_overs() {
             1 => {
                 let handed = cluster.nodes[leader]
                     .raft
-                    .transfer_leader(None, soon())
+                    .transfer_leader(Next::Best, soon())
                     .await;
                 // Somebody may have been too far behind just then.
                 drop(handed);

@@ -14,8 +14,8 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use strongroom_raft::{
-    ALPN, Applied, Command, Expect, Identity, IncomingStream, Op, Options, PeerInfo, ProposeError,
-    Raft, SnapshotOptions, Stores, Transport,
+    ALPN, Applied, Command, Expect, Identity, IncomingStream, Op, Options, Pace, PeerInfo,
+    ProposeError, Raft, SnapshotOptions, Stores, Transport,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::mpsc};
@@ -105,7 +105,7 @@ pub(crate) fn info(name: &str, addr: &str) -> PeerInfo {
         api_addr: format!("https://{name}:8200"),
         hostname: name.to_owned(),
         version: "0.1.0".to_owned(),
-        non_voter: false,
+        ..PeerInfo::default()
     }
 }
 
@@ -340,6 +340,7 @@ pub(crate) fn options(identity: &Identity, addr: &str) -> Options {
         max_entry_size: 1 << 20,
         min_free_disk: Some(1),
         snapshots: SnapshotOptions::default(),
+        pace: Pace::default(),
     }
 }
 

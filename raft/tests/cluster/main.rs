@@ -10,6 +10,7 @@
 mod crash;
 mod faults;
 mod harness;
+mod leadership;
 mod members;
 mod single;
 mod snapshots;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use strongroom_raft::{DialError, ProposeError, ReadError, TransferError};
+use strongroom_raft::{DialError, Next, ProposeError, ReadError, TransferError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Cluster, ECHO, local, put, read, soon};
@@ -143,7 +143,7 @@ async fn leadership_is_handed_over() {
     let follower = (leader + 1) % 3;
     let refused = cluster.nodes[follower]
         .raft
-        .transfer_leader(None, soon())
+        .transfer_leader(Next::Best, soon())
         .await;
     assert!(
         matches!(refused, Err(TransferError::NotLeader)),
@@ -151,15 +151,18 @@ async fn leadership_is_handed_over() {
     );
     let nobody = cluster.nodes[leader]
         .raft
-        .transfer_leader(Some(999), soon())
+        .transfer_leader(Next::Named("x".to_owned()), soon())
         .await;
-    assert!(matches!(nobody, Err(TransferError::NoTarget)), "{nobody:?}");
+    assert!(
+        matches!(nobody, Err(TransferError::Unknown(_))),
+        "{nobody:?}"
+    );
 
-    let to = cluster.nodes[follower].identity.raft_id;
+    let to = Next::Named(cluster.nodes[follower].identity.name.clone());
     let started = Instant::now();
     cluster.nodes[leader]
         .raft
-        .transfer_leader(Some(to), soon())
+        .transfer_leader(to, soon())
         .await
         .unwrap();
     let took = started.elapsed();
@@ -171,7 +174,7 @@ async fn leadership_is_handed_over() {
     cluster.write(put("k", "w")).await;
     cluster.nodes[follower]
         .raft
-        .transfer_leader(None, soon())
+        .transfer_leader(Next::Best, soon())
         .await
         .unwrap();
     assert_ne!(cluster.leader().await, follower);
