@@ -1,11 +1,11 @@
-//! A cluster of real processes on 127.0.0.1, and what can be done to it.
+//! A cluster of real processes, on 127.0.0.1 or in network namespaces, and what can be done to it.
 //!
 //! Nodes have numbers from 1. Every node has its own directory with its configuration, its data, its log and its copy
 //! of the HSM.
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
@@ -24,6 +24,7 @@ use crate::{
     hsm::{KEY_LABEL, PIN, TOKEN_LABEL, Token},
     logs,
     machine::{self, Turn, free_port, softhsm_module, wait_for},
+    network::Network,
     process::Process,
     tls::Tls,
 };
@@ -78,7 +79,7 @@ impl Node {
 
 /// Processes, directories and HSMs of one cluster; everything ends and goes when it is dropped.
 ///
-/// With `STRONGROOM_TEST_KEEP` set, the directory of a test that failed stays.
+/// With `STRONGROOM_TEST_KEEP` set, the directory of a test that failed stays; with `always` in it, every one.
 #[derive(Debug)]
 pub struct Cluster {
     // Dropped in this order: processes before their files, the turn last.
@@ -87,6 +88,7 @@ pub struct Cluster {
     tls: Tls,
     init: Option<Init>,
     binary: PathBuf,
+    network: Option<Network>,
     dir: Option<TempDir>,
     _turn: Turn,
 }
@@ -95,6 +97,11 @@ impl Cluster {
     /// Everything that `options` asks for, with no process started.
     #[must_use]
     pub fn prepare(options: &Options) -> Self {
+        Self::prepare_in(options, |_| None)
+    }
+
+    /// As [`Cluster::prepare`], the nodes in the network that `network` makes of their number.
+    pub fn prepare_in(options: &Options, network: impl FnOnce(usize) -> Option<Network>) -> Self {
         let turn = Turn::wait();
         let binary = machine::server(&options.binary);
         assert!(binary.exists(), "{} is not built", binary.display());
@@ -102,7 +109,13 @@ impl Cluster {
             .prefix("strongroom-test-")
             .tempdir()
             .expect("temporary directory");
-        let tls = Tls::make(dir.path());
+        // Only now, in our turn: one network at a time.
+        let network = network(options.nodes);
+        let addresses: Vec<IpAddr> = network
+            .iter()
+            .flat_map(|network| (1..=options.nodes).map(|node| network.address(node).into()))
+            .collect();
+        let tls = Tls::make(dir.path(), &addresses);
         let golden = Token::make(&dir.path().join("hsm-golden"));
         if options.key_made_before {
             golden.make_key(KEY_LABEL, "5352");
@@ -114,6 +127,7 @@ impl Cluster {
             tls,
             init: None,
             binary,
+            network,
             dir: Some(dir),
             _turn: turn,
         };
@@ -165,10 +179,15 @@ impl Cluster {
         let number = self.nodes.len() + 1;
         let dir = self.dir().join(format!("node-{number}"));
         fs::create_dir_all(dir.join("data")).expect("data directory");
+        let (host, api_port, cluster_port) = match &self.network {
+            None => (Ipv4Addr::LOCALHOST.into(), free_port(), free_port()),
+            Some(network) => (network.address(number).into(), 8200, 8201),
+        };
         let config = NodeConfig {
             name: format!("node-{number}"),
-            api_port: free_port(),
-            cluster_port: free_port(),
+            host,
+            api_port,
+            cluster_port,
             lib: softhsm_module(),
             token_label: TOKEN_LABEL.to_owned(),
             slot: None,
@@ -215,10 +234,16 @@ impl Cluster {
 
     /// Starts a node and does not wait.
     pub fn spawn(&mut self, number: usize) {
-        let binary = self.binary.clone();
+        let mut command = match &self.network {
+            None => cli::clean(&self.binary),
+            Some(network) => {
+                let mut command = cli::clean(&Network::enter());
+                network.prefix(number, &mut command, &self.binary);
+                command
+            }
+        };
         let node = self.node_mut(number);
         assert!(!node.running(), "node {number} runs already");
-        let mut command = cli::clean(&binary);
         command.arg("server").arg(format!(
             "-config={}",
             node.dir.join("strongroom.hcl").display()
@@ -329,6 +354,16 @@ impl Cluster {
         }
     }
 
+    /// Gives a node that has never run the data directory `data`, and the token in `hsm` to all.
+    pub fn take_over(&mut self, number: usize, data: &Path, hsm: &Path) {
+        fs::remove_dir_all(self.data_dir(number)).expect("removing data");
+        fs::rename(data, self.data_dir(number)).expect("data directory");
+        self.golden.restore_from(&Token::existing(hsm));
+        for node in &self.nodes {
+            node.token.restore_from(&self.golden);
+        }
+    }
+
     // ---- init, waiting ----------------------------------------------------------------------------------------------
 
     /// Initialises through node 1 with three recovery shares, two of which suffice.
@@ -424,6 +459,20 @@ impl Cluster {
         });
     }
 
+    /// Waits until every one of `numbers` is unsealed and serves; what the first one logged last that ended instead.
+    pub fn wait_unsealed_or_ended(&mut self, numbers: &[usize]) -> Option<String> {
+        let numbers = numbers.to_vec();
+        wait_for("nodes to unseal themselves, or to end", PATIENCE, || {
+            let ended = numbers.iter().find(|number| !self.runs(**number));
+            if let Some(number) = ended {
+                let tail = logs::tail(&self.log(*number), 12);
+                return Some(Some(format!("node {number} does not start again:\n{tail}")));
+            }
+            let serve = numbers.iter().all(|number| self.health(*number) == 200);
+            serve.then_some(None)
+        })
+    }
+
     /// Waits until every node is unsealed, there is a leader, and all running nodes vote.
     pub fn wait_all(&mut self) {
         let running: Vec<usize> = (1..=self.nodes.len())
@@ -515,6 +564,17 @@ impl Cluster {
         self.dir().join("home")
     }
 
+    /// The network between the nodes, if they have one of their own.
+    ///
+    /// # Panics
+    /// If they have not.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        self.network
+            .as_ref()
+            .expect("a cluster with a network of its own")
+    }
+
     /// Path of `strongroom`.
     #[must_use]
     pub fn binary(&self) -> &Path {
@@ -536,16 +596,18 @@ impl Cluster {
     /// Where a node's API is.
     #[must_use]
     pub fn api_socket(&self, number: usize) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.node(number).config.api_port))
+        let config = &self.node(number).config;
+        SocketAddr::from((config.host, config.api_port))
     }
 
     /// Where a node's port for other nodes is.
     #[must_use]
     pub fn cluster_socket(&self, number: usize) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.node(number).config.cluster_port))
+        let config = &self.node(number).config;
+        SocketAddr::from((config.host, config.cluster_port))
     }
 
-    /// `https://127.0.0.1:PORT` of a node's API.
+    /// `https://ADDRESS:PORT` of a node's API.
     #[must_use]
     pub fn url(&self, number: usize) -> String {
         format!("https://{}", self.api_socket(number))
@@ -637,6 +699,12 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        let keep = std::env::var_os("STRONGROOM_TEST_KEEP");
+        if keep.as_deref().is_some_and(|keep| keep == "always")
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("everything is in {}", dir.keep().display());
+        }
         if !std::thread::panicking() {
             return;
         }
@@ -647,7 +715,7 @@ impl Drop for Cluster {
                 logs::tail(&node.log(), 25)
             );
         }
-        if std::env::var_os("STRONGROOM_TEST_KEEP").is_some()
+        if keep.is_some()
             && let Some(dir) = self.dir.take()
         {
             eprintln!("everything is in {}", dir.keep().display());

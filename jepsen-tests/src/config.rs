@@ -1,6 +1,9 @@
 //! A node's configuration file, as an operator would write it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use crate::tls::Tls;
 
@@ -9,6 +12,8 @@ use crate::tls::Tls;
 pub struct NodeConfig {
     /// `node_id`.
     pub name: String,
+    /// Where it listens.
+    pub host: IpAddr,
     /// Port of the API.
     pub api_port: u16,
     /// Port for other nodes.
@@ -45,6 +50,7 @@ impl NodeConfig {
     pub fn hcl(&self, data: &Path, tls: &Tls) -> String {
         let Self {
             name,
+            host,
             api_port,
             cluster_port,
             pin,
@@ -70,14 +76,14 @@ impl NodeConfig {
             .collect();
         format!(
             r#"cluster_name  = "strongroom-test"
-api_addr      = "https://127.0.0.1:{api_port}"
-cluster_addr  = "https://127.0.0.1:{cluster_port}"
+api_addr      = "https://{host}:{api_port}"
+cluster_addr  = "https://{host}:{cluster_port}"
 disable_mlock = true
 log_level     = "{log_level}"
 
 listener "tcp" {{
-  address         = "127.0.0.1:{api_port}"
-  cluster_address = "127.0.0.1:{cluster_port}"
+  address         = "{host}:{api_port}"
+  cluster_address = "{host}:{cluster_port}"
   tls_cert_file   = "{cert}"
   tls_key_file    = "{key}"
   {listener_extra}

@@ -1,20 +1,22 @@
-//! What clients saw, and whether a set of linearizable registers can have behaved so.
+//! What clients saw of a set of registers, as it is kept and handed on.
 //!
-//! In: operations on registers with their start and end by one clock. Out: the violations, each with the operations
-//! that prove it.
+//! One operation is a read, a write of a value that nothing else writes, or a delete. Kept as JSON lines in Jepsen's form:
+//! one line for each call (`invoke`) and one for each answer (`ok`, or `info` when the outcome is not known), in the
+//! order of time, so that other checkers can judge the same history.
 //!
-//! Every write writes another value, so which write a read saw is known, and the question is decided in n·log n by
-//! zones. All operations on one value form a cluster; `f` is the earliest end in it, `s` the latest start. If `f < s`,
-//! the register held the value from `f` to `s` without a break (a forward zone); else one moment between `s` and `f`
-//! is enough (a backward zone). The history is linearizable if and only if no read ends before its write starts, no two
-//! forward zones overlap, and no backward zone lies within a forward zone.
-//!
-//! Source: Gibbons and Korach, "Testing shared memories", SIAM J. Comput. 26(4), 1997, §4.
+//! Invariants
+//! - Absent is a value, -1 in the file: a checker that takes a read of nothing for a read that failed does not see that
+//!   everything is lost.
+//! - An operation that certainly was not carried out, and a read without an answer, are not recorded.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{self, BufRead, Write},
+};
 
-/// Value of a register that has never been written. Absent must be a value: a checker that takes a read of nothing for
-/// a read that failed does not see that everything is lost.
+use serde_json::{Value, json};
+
+/// Value of a register that has never been written, or was deleted.
 pub const ABSENT: u64 = 0;
 
 /// What was done to a register.
@@ -22,308 +24,176 @@ pub const ABSENT: u64 = 0;
 pub enum Action {
     /// Wrote a value that nothing else writes; never [`ABSENT`].
     Write(u64),
+    /// Removed whatever was there.
+    Delete,
     /// Read this value.
     Read(u64),
 }
 
-/// One operation. A read without an answer is not recorded, nor is a write that certainly was not carried out.
+/// One operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Op {
+    /// Which client. After an operation of unknown outcome a client goes on under another number.
+    pub process: u64,
     /// Which register.
     pub key: usize,
     /// What was done.
     pub action: Action,
     /// Nanoseconds from the start of the history to just before the first byte was sent; more than 0.
     pub start: u64,
-    /// Nanoseconds to just after the last byte of the answer was read; `None` for a write without a clear answer: it
+    /// Nanoseconds to just after the last byte of the answer was read; `None` for a change without a clear answer: it
     /// may take effect at any later time, or never.
     pub end: Option<u64>,
 }
 
-/// Why a history is not linearizable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Violation {
-    /// A read gave a value that nobody has written.
-    Phantom {
-        /// The read.
-        read: Op,
-    },
-    /// A read gave a value before its write had begun.
-    FromTheFuture {
-        /// The read.
-        read: Op,
-    },
-    /// The register must have held both values at the same time: an acknowledged write was lost, or a read was stale.
-    Overlap {
-        /// Which register.
-        key: usize,
-        /// The one value, and the operations on it.
-        one: (u64, Vec<Op>),
-        /// The other.
-        other: (u64, Vec<Op>),
-    },
-}
-
-/// Every violation in `ops`; none for an empty history, so look at what was done first.
+/// The operations on each register.
 #[must_use]
-pub fn violations(ops: &[Op]) -> Vec<Violation> {
-    let mut by_key: BTreeMap<usize, Vec<Op>> = BTreeMap::new();
+pub fn by_key(ops: &[Op]) -> BTreeMap<usize, Vec<Op>> {
+    let mut registers: BTreeMap<usize, Vec<Op>> = BTreeMap::new();
     for op in ops {
-        by_key.entry(op.key).or_default().push(*op);
+        registers.entry(op.key).or_default().push(*op);
     }
-    by_key
-        .into_iter()
-        .flat_map(|(key, ops)| violations_of_register(key, &ops))
-        .collect()
+    registers
 }
 
-struct Zone {
-    value: u64,
-    low: u64,
-    high: u64,
-}
-
-fn violations_of_register(key: usize, ops: &[Op]) -> Vec<Violation> {
-    let mut found = Vec::new();
-    let clusters = clusters(key, ops, &mut found);
-    let (mut forward, mut backward) = (Vec::new(), Vec::new());
-    for (value, ops) in &clusters {
-        let first_end = ops
-            .iter()
-            .map(|op| op.end.unwrap_or(u64::MAX))
-            .min()
-            .unwrap_or(u64::MAX);
-        let last_start = ops.iter().map(|op| op.start).max().unwrap_or_default();
-        if first_end < last_start {
-            forward.push(Zone {
-                value: *value,
-                low: first_end,
-                high: last_start,
-            });
-        } else {
-            backward.push(Zone {
-                value: *value,
-                low: last_start,
-                high: first_end,
-            });
-        }
-    }
-    let overlap = |one: &Zone, other: &Zone| Violation::Overlap {
-        key,
-        one: (
-            one.value,
-            clusters.get(&one.value).cloned().unwrap_or_default(),
-        ),
-        other: (
-            other.value,
-            clusters.get(&other.value).cloned().unwrap_or_default(),
-        ),
-    };
-    forward.sort_by_key(|zone| zone.low);
-    for pair in forward.windows(2) {
-        if pair[1].low < pair[0].high {
-            found.push(overlap(&pair[0], &pair[1]));
-        }
-    }
-    // Overlaps are reported already; below each backward zone's start only the last forward zone can reach over it, or
-    // one that overlaps that one.
-    for zone in &backward {
-        let after = forward.partition_point(|other| other.low < zone.low);
-        if let Some(around) = forward[..after]
-            .last()
-            .filter(|around| zone.high < around.high)
-        {
-            found.push(overlap(around, zone));
-        }
-    }
-    found
-}
-
-/// Operations by value, writes without effect left out.
-fn clusters(key: usize, ops: &[Op], found: &mut Vec<Violation>) -> BTreeMap<u64, Vec<Op>> {
-    let mut clusters: BTreeMap<u64, Vec<Op>> = BTreeMap::new();
-    let beginning = Op {
-        key,
-        action: Action::Write(ABSENT),
-        start: 0,
-        end: Some(0),
-    };
-    clusters.insert(ABSENT, vec![beginning]);
+/// Writes the history, one event a line, in the order of time.
+///
+/// # Errors
+/// As the writer.
+pub fn write_lines(ops: &[Op], to: &mut impl Write) -> io::Result<()> {
+    let mut events: Vec<(u64, bool, &Op)> = Vec::with_capacity(ops.len() * 2);
     for op in ops {
-        if let Action::Write(value) = op.action {
-            clusters.entry(value).or_default().push(*op);
-        }
+        events.push((op.start, false, op));
+        events.push((op.end.unwrap_or(u64::MAX), true, op));
     }
-    for op in ops {
-        let Action::Read(value) = op.action else {
-            continue;
+    // Of a call and an answer at the same moment the call comes first: they overlap.
+    events.sort_by_key(|(time, answer, _)| (*time, *answer));
+    let last = ops
+        .iter()
+        .filter_map(|op| op.end)
+        .chain(ops.iter().map(|op| op.start))
+        .max()
+        .unwrap_or_default();
+    for (index, (time, answer, op)) in events.into_iter().enumerate() {
+        let (f, value) = match op.action {
+            Action::Write(value) => ("write", json!(value)),
+            Action::Delete => ("delete", Value::Null),
+            Action::Read(_) if !answer => ("read", Value::Null),
+            Action::Read(ABSENT) => ("read", json!(-1)),
+            Action::Read(value) => ("read", json!(value)),
         };
-        match clusters.get_mut(&value) {
-            None => found.push(Violation::Phantom { read: *op }),
-            Some(cluster) => {
-                let written = cluster[0].start;
-                if op.end.is_some_and(|end| end < written) {
-                    found.push(Violation::FromTheFuture { read: *op });
+        let kind = match (answer, op.end) {
+            (false, _) => "invoke",
+            (true, Some(_)) => "ok",
+            (true, None) => "info",
+        };
+        let line = json!({
+            "index": index, "time": time.min(last + 1), "process": op.process, "type": kind, "f": f,
+            "key": op.key, "value": value,
+        });
+        writeln!(to, "{line}")?;
+    }
+    Ok(())
+}
+
+/// Reads what [`write_lines`] has written.
+///
+/// # Errors
+/// `InvalidData`, with the line's number, for anything that is no such history.
+pub fn read_lines(from: impl BufRead) -> io::Result<Vec<Op>> {
+    let mut ops: Vec<Op> = Vec::new();
+    let mut under_way: HashMap<u64, usize> = HashMap::new();
+    for (at, line) in from.lines().enumerate() {
+        let line: Value = serde_json::from_str(&line?).map_err(|error| malformed(at, &error))?;
+        let number = |name: &str| {
+            line[name]
+                .as_u64()
+                .ok_or_else(|| malformed(at, &format!("no number {name}")))
+        };
+        let process = number("process")?;
+        match line["type"].as_str() {
+            Some("invoke") => {
+                let action = match line["f"].as_str() {
+                    Some("write") => Action::Write(number("value")?),
+                    Some("delete") => Action::Delete,
+                    Some("read") => Action::Read(ABSENT),
+                    _ => return Err(malformed(at, &"an unknown f")),
+                };
+                if under_way.insert(process, ops.len()).is_some() {
+                    return Err(malformed(at, &"two operations of one process at once"));
                 }
-                cluster.push(*op);
+                ops.push(Op {
+                    process,
+                    key: usize::try_from(number("key")?).map_err(|error| malformed(at, &error))?,
+                    action,
+                    start: number("time")?,
+                    end: None,
+                });
             }
+            Some(kind @ ("ok" | "info")) => {
+                let op = under_way
+                    .remove(&process)
+                    .and_then(|op| ops.get_mut(op))
+                    .ok_or_else(|| malformed(at, &"an answer to nothing"))?;
+                if kind == "ok" {
+                    op.end = Some(number("time")?);
+                    if let Action::Read(value) = &mut op.action {
+                        *value = if line["value"] == -1 {
+                            ABSENT
+                        } else {
+                            number("value")?
+                        };
+                    }
+                }
+            }
+            _ => return Err(malformed(at, &"an unknown type")),
         }
     }
-    // A write nobody saw and nobody acknowledged may never have happened.
-    clusters.retain(|_, cluster| cluster.iter().any(|op| op.end.is_some()));
-    clusters
+    Ok(ops)
+}
+
+fn malformed(at: usize, why: &dyn std::fmt::Display) -> io::Error {
+    let line = at + 1;
+    io::Error::new(io::ErrorKind::InvalidData, format!("line {line}: {why}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn write(value: u64, start: u64, end: u64) -> Op {
-        Op {
-            key: 0,
-            action: Action::Write(value),
-            start,
-            end: Some(end),
-        }
-    }
-
-    fn read(value: u64, start: u64, end: u64) -> Op {
-        Op {
-            key: 0,
-            action: Action::Read(value),
-            start,
-            end: Some(end),
-        }
-    }
-
-    fn unknown(value: u64, start: u64) -> Op {
-        Op {
-            key: 0,
-            action: Action::Write(value),
-            start,
-            end: None,
-        }
-    }
-
     #[test]
-    fn verdicts() {
-        let table: [(&str, &[Op], bool); 12] = [
-            ("empty", &[], true),
-            (
-                "absent before the first write",
-                &[read(0, 1, 2), write(1, 3, 4), read(1, 5, 6)],
-                true,
-            ),
-            (
-                "absent after an acknowledged write",
-                &[write(1, 1, 2), read(0, 3, 4)],
-                false,
-            ),
-            (
-                "old value after an acknowledged write",
-                &[write(1, 1, 2), write(2, 3, 4), read(1, 5, 6)],
-                false,
-            ),
-            (
-                "old value during a write",
-                &[write(1, 1, 2), write(2, 3, 6), read(1, 4, 5)],
-                true,
-            ),
-            (
-                "new, then old value during a write",
-                &[write(1, 1, 2), write(2, 3, 9), read(2, 4, 5), read(1, 6, 7)],
-                false,
-            ),
-            ("a value nobody wrote", &[read(7, 1, 2)], false),
-            ("a value of later", &[read(1, 1, 2), write(1, 3, 4)], false),
-            (
-                "an unknown write that was never seen",
-                &[write(1, 1, 2), unknown(2, 3), read(1, 9, 10)],
-                true,
-            ),
-            (
-                "an unknown write that was seen late",
-                &[write(1, 1, 2), unknown(2, 3), read(1, 4, 5), read(2, 6, 7)],
-                true,
-            ),
-            (
-                "an unknown write seen, then gone",
-                &[write(1, 1, 2), unknown(2, 3), read(2, 4, 5), read(1, 6, 7)],
-                false,
-            ),
-            (
-                "an acknowledged write nobody sees",
-                &[write(1, 1, 2), write(2, 5, 6), read(1, 3, 4), read(1, 7, 8)],
-                false,
-            ),
+    fn lines_come_back_as_they_were() {
+        let op = |process, action, start, end| Op {
+            process,
+            key: 3,
+            action,
+            start,
+            end,
+        };
+        let ops = [
+            op(0, Action::Write(7), 1, Some(5)),
+            op(1, Action::Read(ABSENT), 2, Some(3)),
+            op(2, Action::Delete, 4, None),
+            op(1, Action::Read(7), 6, Some(9)),
+            op(0, Action::Write(8), 7, None),
         ];
-        for (name, ops, valid) in table {
-            assert_eq!(
-                violations(ops).is_empty(),
-                valid,
-                "{name}: {:?}",
-                violations(ops)
-            );
-        }
+        let mut file = Vec::new();
+        write_lines(&ops, &mut file).unwrap();
+        let text = String::from_utf8(file.clone()).unwrap();
+        assert!(text.contains("\"value\":-1"), "absent is a value:\n{text}");
+        assert_eq!(read_lines(file.as_slice()).unwrap(), ops);
     }
 
     #[test]
-    fn registers_do_not_mix() {
-        let mut other = read(0, 3, 4);
-        other.key = 1;
-        assert!(violations(&[write(1, 1, 2), other]).is_empty());
-    }
-
-    /// Tries every order that respects time: slow, and obviously right.
-    fn linearizable_by_trying(left: &[Op], value: u64) -> bool {
-        if left.iter().all(|op| op.end.is_none()) {
-            return true;
-        }
-        let first_end = left
-            .iter()
-            .filter_map(|op| op.end)
-            .min()
-            .unwrap_or(u64::MAX);
-        left.iter().enumerate().any(|(at, op)| {
-            let mut rest = left.to_vec();
-            rest.remove(at);
-            if op.start > first_end {
-                return false;
-            }
-            match op.action {
-                Action::Write(new) => linearizable_by_trying(&rest, new),
-                Action::Read(seen) => seen == value && linearizable_by_trying(&rest, value),
-            }
-        })
-    }
-
-    prop_compose! {
-        /// Up to 7 operations with distinct times and distinct written values.
-        fn histories()(
-            shape in prop::collection::vec((any::<bool>(), 0u64..4, any::<bool>()), 0..7),
-            times in Just((1u64..=14).collect::<Vec<_>>()).prop_shuffle(),
-        ) -> Vec<Op> {
-            let mut written = 0;
-            shape.iter().enumerate().map(|(at, (is_write, seen, known))| {
-                let (a, b) = (times[2 * at], times[2 * at + 1]);
-                let (start, end) = (a.min(b), a.max(b));
-                if *is_write {
-                    written += 1;
-                    Op { key: 0, action: Action::Write(written), start, end: known.then_some(end) }
-                } else {
-                    read(*seen, start, end)
-                }
-            }).collect()
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(20_000))]
-        #[test]
-        fn zones_agree_with_trying_every_order(ops in histories()) {
-            prop_assert_eq!(violations(&ops).is_empty(), linearizable_by_trying(&ops, ABSENT), "{:?}", ops);
+    fn what_is_no_history_is_refused() {
+        for text in [
+            "x",
+            "{}",
+            r#"{"process":1,"type":"ok","f":"read","key":0,"value":1,"time":2}"#,
+            r#"{"process":1,"type":"invoke","f":"jump","key":0,"value":1,"time":2}"#,
+            r#"{"process":1,"type":"invoke","f":"write","key":0,"value":null,"time":2}"#,
+        ] {
+            assert!(read_lines(text.as_bytes()).is_err(), "{text}");
         }
     }
 }

@@ -48,6 +48,12 @@ impl Token {
         token
     }
 
+    /// A token that [`Token::make`] or [`Token::copy_to`] has made once, in this run or another.
+    #[must_use]
+    pub fn existing(dir: &Path) -> Self {
+        Self::describe(dir)
+    }
+
     fn describe(dir: &Path) -> Self {
         fs::create_dir_all(dir).expect("token directory");
         let token = Self {

@@ -55,6 +55,14 @@ impl fmt::Display for Fault {
     }
 }
 
+impl Fault {
+    /// Whether two of three nodes serve all the time, or nearly.
+    #[must_use]
+    pub fn leaves_quorum(self) -> bool {
+        self != Self::KillAll
+    }
+}
+
 /// How many kinds of faults there are.
 const KINDS: u32 = 10;
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,9 +29,9 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Makes a CA and a server certificate in `dir`.
+    /// Makes a CA and a server certificate in `dir`, for this machine and for `addresses`.
     #[must_use]
-    pub fn make(dir: &Path) -> Self {
+    pub fn make(dir: &Path, addresses: &[IpAddr]) -> Self {
         let ca_key = KeyPair::generate().expect("key of the CA");
         let mut ca = CertificateParams::new(Vec::new()).expect("no names");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -41,7 +42,8 @@ impl Tls {
         let issuer = Issuer::from_params(&ca, &ca_key);
 
         let key = KeyPair::generate().expect("key of the server");
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        names.extend(addresses.iter().map(ToString::to_string));
         let mut server = CertificateParams::new(names).expect("names of this machine");
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         server

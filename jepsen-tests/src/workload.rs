@@ -1,7 +1,8 @@
 //! Clients that write and read registers while things break, and what they saw.
 //!
 //! A register is a path of a KV mount; its value is `{"value": N}`. Every client has one request under way at a time and
-//! repeats nothing.
+//! repeats nothing. After a number of operations a place of a register goes to a fresh one, so that no register's history
+//! grows too long to be judged by search.
 
 use std::{
     sync::{
@@ -21,15 +22,21 @@ use crate::{
 
 /// Complaints kept of each client.
 const COMPLAINTS: usize = 5;
+/// Operations on one register before another takes its place.
+const OPERATIONS_PER_REGISTER: u64 = 200;
+/// One change in so many is a delete, in registers that are ever deleted: every fourth.
+const DELETES: u32 = 8;
 
 /// How many operations ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Writes that were acknowledged.
     pub writes: u64,
+    /// Deletes that were acknowledged.
+    pub deletes: u64,
     /// Reads that were answered.
     pub reads: u64,
-    /// Writes whose outcome is not known.
+    /// Changes whose outcome is not known.
     pub unknown: u64,
     /// Requests that were refused, or could not be sent, and reads without an answer.
     pub failed: u64,
@@ -67,7 +74,10 @@ struct Shared {
     began: Instant,
     stop: AtomicBool,
     next_value: AtomicU64,
-    paths: Vec<String>,
+    next_process: AtomicU64,
+    places: Vec<String>,
+    /// Operations at each place so far.
+    used: Vec<AtomicU64>,
 }
 
 impl Shared {
@@ -75,6 +85,35 @@ impl Shared {
         u64::try_from(self.began.elapsed().as_nanos())
             .unwrap_or(u64::MAX)
             .max(1)
+    }
+
+    /// The register that is at `place` now.
+    fn register(&self, place: usize) -> usize {
+        let used = self.used[place].fetch_add(1, Ordering::Relaxed);
+        let generation = usize::try_from(used / OPERATIONS_PER_REGISTER).unwrap_or(usize::MAX);
+        generation * self.places.len() + place
+    }
+
+    /// Registers there have been so far, at all places.
+    fn registers(&self) -> Vec<usize> {
+        let mut all = Vec::new();
+        for (place, used) in self.used.iter().enumerate() {
+            let generations = used
+                .load(Ordering::Relaxed)
+                .div_ceil(OPERATIONS_PER_REGISTER);
+            let generations = usize::try_from(generations.max(1)).unwrap_or(usize::MAX);
+            all.extend((0..generations).map(|generation| generation * self.places.len() + place));
+        }
+        all
+    }
+
+    fn path(&self, key: usize) -> String {
+        let (place, generation) = (key % self.places.len(), key / self.places.len());
+        format!("{}-{generation}", self.places[place])
+    }
+
+    fn process(&self) -> u64 {
+        self.next_process.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -85,14 +124,16 @@ pub struct Load {
 }
 
 impl Load {
-    /// One thread for each of `clients`, at registers at `paths` (`MOUNT/NAME`), resting `pause` after each request.
+    /// One thread for each of `clients`, at registers at `places` (`MOUNT/NAME`), resting `pause` after each request.
     #[must_use]
-    pub fn start(clients: Vec<Client>, paths: Vec<String>, pause: Duration) -> Self {
+    pub fn start(clients: Vec<Client>, places: Vec<String>, pause: Duration) -> Self {
         let shared = Arc::new(Shared {
             began: Instant::now(),
             stop: AtomicBool::new(false),
             next_value: AtomicU64::new(ABSENT + 1),
-            paths,
+            next_process: AtomicU64::new(0),
+            used: places.iter().map(|_| AtomicU64::new(0)).collect(),
+            places,
         });
         let threads = clients
             .into_iter()
@@ -102,6 +143,12 @@ impl Load {
             })
             .collect();
         Self { shared, threads }
+    }
+
+    /// Nanoseconds from the start of the history, by the clock of the operations.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.shared.now()
     }
 
     /// Ends the clients.
@@ -128,6 +175,7 @@ fn merge(all: &mut History, one: History) {
     all.acknowledged.extend(one.acknowledged);
     all.complaints.extend(one.complaints);
     all.counts.writes += one.counts.writes;
+    all.counts.deletes += one.counts.deletes;
     all.counts.reads += one.counts.reads;
     all.counts.unknown += one.counts.unknown;
     all.counts.failed += one.counts.failed;
@@ -141,31 +189,26 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Reads every register through each of `clients`, writes it, reads it again; all of that is added to the history.
+    /// Reads every register through each of `clients`; the newest at each place is written too, and read again. All of
+    /// that is added to the history.
     ///
     /// # Panics
     /// If any of that is not answered: the cluster is supposed to be healthy by now.
     pub fn look_at_everything(&mut self, clients: &[Client]) {
+        let places = self.shared.places.len();
+        let registers = self.shared.registers();
         for client in clients {
             let mut worker = Worker::new(&self.shared, client.clone());
-            for key in 0..self.shared.paths.len() {
+            for key in &registers {
+                let is_newest = !registers.contains(&(key + places));
+                let answered =
+                    worker.read(*key) && (!is_newest || worker.write(*key) && worker.read(*key));
                 assert!(
-                    worker.read(key),
-                    "{} is not read from {}",
-                    self.shared.paths[key],
-                    client.addr()
-                );
-                assert!(
-                    worker.write(key),
-                    "{} is not written through {}",
-                    self.shared.paths[key],
-                    client.addr()
-                );
-                assert!(
-                    worker.read(key),
-                    "{} is not read from {}",
-                    self.shared.paths[key],
-                    client.addr()
+                    answered,
+                    "{} cannot be read and written through {}: {:?}",
+                    self.shared.path(*key),
+                    client.addr(),
+                    worker.history.complaints
                 );
             }
             merge(&mut self.history, worker.history);
@@ -176,9 +219,11 @@ impl Finished {
 fn work(shared: &Shared, client: Client, pause: Duration) -> History {
     let mut worker = Worker::new(shared, client);
     while !shared.stop.load(Ordering::Relaxed) {
-        let key = rand::random_range(0..shared.paths.len());
+        let key = shared.register(rand::random_range(0..shared.places.len()));
         let served = if rand::random_bool(0.5) {
             worker.read(key)
+        } else if key % 4 == 3 && rand::random_ratio(1, DELETES) {
+            worker.delete(key)
         } else {
             worker.write(key)
         };
@@ -196,6 +241,7 @@ struct Worker<'a> {
     shared: &'a Shared,
     client: Client,
     session: Session,
+    process: u64,
     history: History,
 }
 
@@ -206,6 +252,7 @@ impl<'a> Worker<'a> {
             shared,
             client,
             session,
+            process: shared.process(),
             history: History::default(),
         }
     }
@@ -219,19 +266,25 @@ impl<'a> Worker<'a> {
             return false;
         };
         self.history.counts.reads += 1;
-        self.history.ops.push(Op {
-            key,
-            action: Action::Read(value),
-            start,
-            end: Some(end),
-        });
+        self.record(key, Action::Read(value), start, Some(end));
         true
     }
 
     fn write(&mut self, key: usize) -> bool {
         let value = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
+        self.change(key, Action::Write(value))
+    }
+
+    fn delete(&mut self, key: usize) -> bool {
+        self.change(key, Action::Delete)
+    }
+
+    fn change(&mut self, key: usize, action: Action) -> bool {
         let start = self.shared.now();
-        let answer = self.ask("PUT", key, Some(value));
+        let answer = match action {
+            Action::Write(value) => self.ask("PUT", key, Some(value)),
+            Action::Delete | Action::Read(_) => self.ask("DELETE", key, None),
+        };
         let now = self.shared.now();
         let end = match answer {
             Ok(answer) if answer.status == 204 => Some(now),
@@ -246,20 +299,30 @@ impl<'a> Worker<'a> {
             }
             Ok(_) | Err(RequestError::Unknown(_)) => None,
         };
-        match end {
-            Some(end) => {
+        self.record(key, action, start, end);
+        match (end, action) {
+            (Some(end), Action::Write(_)) => {
                 self.history.counts.writes += 1;
                 self.history.acknowledged.push(end);
             }
-            None => self.history.counts.unknown += 1,
+            (Some(_), Action::Delete | Action::Read(_)) => self.history.counts.deletes += 1,
+            (None, _) => {
+                self.history.counts.unknown += 1;
+                // The operation goes on for ever, and a process does one thing at a time.
+                self.process = self.shared.process();
+            }
         }
+        end.is_some()
+    }
+
+    fn record(&mut self, key: usize, action: Action, start: u64, end: Option<u64>) {
         self.history.ops.push(Op {
+            process: self.process,
             key,
-            action: Action::Write(value),
+            action,
             start,
             end,
         });
-        end.is_some()
     }
 
     fn ask(
@@ -268,7 +331,7 @@ impl<'a> Worker<'a> {
         key: usize,
         value: Option<u64>,
     ) -> Result<Response, RequestError> {
-        let path = format!("/v1/{}", self.shared.paths[key]);
+        let path = format!("/v1/{}", self.shared.path(key));
         let body = value.map(|value| json!({ "value": value }));
         let answer = self.session.request(method, &path, body.as_ref());
         let complaint = match &answer {

@@ -28,6 +28,17 @@ impl Cluster {
             .with_token(self.root_token().expect("an initialised cluster"))
     }
 
+    /// Mounts a KV engine.
+    ///
+    /// # Panics
+    /// If that is refused.
+    #[track_caller]
+    pub fn mount_kv(&self, path: &str, seal_wrap: bool) {
+        let body = json!({"type": "kv", "seal_wrap": seal_wrap});
+        let answer = self.client(1).put(&format!("sys/mounts/{path}"), &body);
+        let _: Response = answer.expect(204);
+    }
+
     /// Runs `strongroom ARGS…` against a node.
     #[must_use]
     pub fn strongroom(&self, number: usize, args: &[&str]) -> Output {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use strongroom_jepsen_tests::{
-    Client, Cluster, history,
+    Client, Cluster,
     nemesis::{Fault, Nemesis},
+    verdict,
     workload::Load,
 };
 
@@ -63,13 +64,7 @@ fn kill_9_of_each_node_and_of_all_under_load() {
         "too little to tell: {:?}",
         history.counts
     );
-    let found = history::violations(&history.ops);
-    assert!(
-        found.is_empty(),
-        "{} violations, the first: {:#?}",
-        found.len(),
-        found[0]
-    );
+    verdict::assert_linearizable(&history.ops);
     for node in 1..=3 {
         assert!(
             !cluster.log_text(node).contains("panicked"),

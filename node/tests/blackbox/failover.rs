@@ -6,8 +6,8 @@ use serde_json::json;
 use strongroom_jepsen_tests::{
     Client, Cluster,
     haproxy::Haproxy,
-    history,
     nemesis::{Fault, Nemesis},
+    verdict,
     workload::Load,
 };
 
@@ -75,13 +75,7 @@ fn behind_haproxy() {
             "writes went on only after {:?}",
             history.longest_gap()
         );
-        let found = history::violations(&history.ops);
-        assert!(
-            found.is_empty(),
-            "{} violations, the first: {:#?}",
-            found.len(),
-            found[0]
-        );
+        verdict::assert_linearizable(&history.ops);
     }
     assert!(haproxy.runs());
 }

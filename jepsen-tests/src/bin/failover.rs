@@ -1,0 +1,176 @@
+//! What clients behind HAProxy see while nodes die and leave: an open-loop load of 80 requests a second, half of them
+//! writes, clients that allow 10 s; the leader killed, followers killed, every node stopped in turn.
+//!
+//! `failover [--kills N]`: N kills of the leader, 10 if not said. Prints, for each kind of event, the time from
+//! it to the first write that was sent after it and acknowledged, the slowest request counted from when it was due, and
+//! the requests that failed. The server is `strongroom` beside this program, or `$STRONGROOM_TEST_BIN`.
+//!
+//! Exit code 0: no request failed. 1: one has. 3: the run itself failed.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a run that cannot be set up must fail loudly"
+)]
+
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use strongroom_jepsen_tests::{
+    Client, Cluster,
+    haproxy::Haproxy,
+    openloop::{OpenLoop, Request, gap},
+    run,
+};
+
+/// Clients, and how often each of them sends.
+const CLIENTS: usize = 16;
+const INTERVAL: Duration = Duration::from_millis(200);
+/// What a client allows.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    KillLeader,
+    KillFollower,
+    Terminate(usize),
+}
+
+fn main() -> ExitCode {
+    let kills = run::number("kills").unwrap_or(10);
+    run::guarded(move || failover(usize::try_from(kills).unwrap_or(10)))
+}
+
+fn failover(kills: usize) -> ExitCode {
+    let mut cluster = Cluster::initialized(3, &run::server().display().to_string());
+    cluster.mount_kv("kv", false);
+    let haproxy = Haproxy::start(&cluster);
+    let clients: Vec<Client> = (0..CLIENTS)
+        .map(|_| haproxy.client(&cluster).with_timeout(PATIENCE))
+        .collect();
+    let load = OpenLoop::start(clients, "kv", INTERVAL);
+    thread::sleep(Duration::from_secs(2));
+
+    let mut events = Vec::new();
+    let schedule = std::iter::repeat_n(Event::KillLeader, kills)
+        .chain(std::iter::repeat_n(Event::KillFollower, kills.div_ceil(3)))
+        .chain((1..=3).map(Event::Terminate));
+    for event in schedule {
+        let leader = cluster.leader();
+        let node = match event {
+            Event::KillLeader => leader,
+            Event::KillFollower => leader % 3 + 1,
+            Event::Terminate(node) => node,
+        };
+        let at = Instant::now();
+        if matches!(event, Event::Terminate(_)) {
+            let status = cluster.terminate(node);
+            assert!(status.success(), "node {node} stopped with {status}");
+        } else {
+            cluster.kill9(node);
+        }
+        println!("{}  {event:?}, node {node}, leader {leader}", clock());
+        events.push((event, at, node == leader));
+        thread::sleep(Duration::from_millis(2500));
+        cluster.start_node(node);
+        cluster.wait_all();
+        thread::sleep(Duration::from_millis(1500));
+    }
+    let requests = load.stop();
+    cluster.assert_no_panics();
+    report(&requests, &events)
+}
+
+/// Time of day in UTC, as the nodes' logs have it.
+fn clock() -> String {
+    let output = std::process::Command::new("date")
+        .args(["-u", "+%H:%M:%S.%3N"])
+        .output();
+    output.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}
+
+fn report(requests: &[Request], events: &[(Event, Instant, bool)]) -> ExitCode {
+    for (what, wanted) in [
+        ("kill -9 of the leader", 0),
+        ("kill -9 of a follower", 1),
+        ("SIGTERM of the leader", 2),
+        ("SIGTERM of a follower", 3),
+    ] {
+        let mut gaps: Vec<Duration> = Vec::new();
+        let (mut slowest, mut failed, mut count) = (Duration::ZERO, 0, 0);
+        for (at, (event, begin, led)) in events.iter().enumerate() {
+            let kind = match (event, led) {
+                (Event::KillLeader, _) => 0,
+                (Event::KillFollower, _) => 1,
+                (Event::Terminate(_), true) => 2,
+                (Event::Terminate(_), false) => 3,
+            };
+            if kind != wanted {
+                continue;
+            }
+            gaps.extend(gap(requests, *begin));
+            let end = events.get(at + 1).map(|(_, next, _)| *next);
+            // What was under way when it happened belongs to it too.
+            let during = requests.iter().filter(|request| {
+                request.ended >= *begin && end.is_none_or(|end| request.ended < end)
+            });
+            for request in during {
+                count += 1;
+                failed += usize::from(request.failed.is_some());
+                slowest = slowest.max(request.ended - request.due);
+            }
+        }
+        gaps.sort_unstable();
+        if let (Some(median), Some(max)) = (gaps.get(gaps.len() / 2), gaps.last()) {
+            println!(
+                "{what}: {} times; first write after {:.3} s in the median, {:.3} s at most; slowest request {:.3} s; \
+                 {failed} of {count} requests failed",
+                gaps.len(),
+                median.as_secs_f64(),
+                max.as_secs_f64(),
+                slowest.as_secs_f64(),
+            );
+        }
+    }
+    let failed: Vec<&Request> = requests
+        .iter()
+        .filter(|request| request.failed.is_some())
+        .collect();
+    println!("{} requests, {} failed", requests.len(), failed.len());
+    for request in failed.iter().take(20) {
+        let near = events
+            .iter()
+            .rfind(|(_, at, _)| *at <= request.ended)
+            .map(|(event, at, _)| {
+                format!(
+                    "{event:?} {:.3} s before it was due",
+                    at_before(*at, request.due)
+                )
+            });
+        println!(
+            "    {} took {:.3} s: {} ({})",
+            if request.write { "write" } else { "read" },
+            (request.ended - request.due).as_secs_f64(),
+            request.failed.as_deref().unwrap_or_default(),
+            near.unwrap_or_default()
+        );
+    }
+    if failed.is_empty() && !requests.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+fn at_before(event: Instant, due: Instant) -> f64 {
+    if due >= event {
+        (due - event).as_secs_f64()
+    } else {
+        -(event - due).as_secs_f64()
+    }
+}

@@ -1,0 +1,171 @@
+//! Power failures under load: one node, two, all three lose what they have not synced, and start again. Is every
+//! acknowledged change there?
+//!
+//! `power_failure [--rounds N] [--seed N]`: 20 rounds and a random seed if not said. `--lie power`: the same with a server
+//! whose syncs do nothing, which must be found. `--lie kill`: such a server, only killed; that finds nothing, which is
+//! why this program exists. Needs root and loop devices, and the packages e2fsprogs and xfsprogs: two nodes live on ext4,
+//! one on XFS. The server is `strongroom` beside this program, or `$STRONGROOM_TEST_BIN`.
+//!
+//! Exit code 0: no acknowledged change was lost (with `--lie power`: the lie was found). 1: not so. 2: too little happened
+//! to tell. 3: the run itself failed.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a run that cannot be set up must fail loudly"
+)]
+
+use std::{fs, os::unix::fs::symlink, process::ExitCode, time::Duration};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use strongroom_jepsen_tests::{
+    Client, Cluster, Options,
+    disk::{self, Disk, Kind},
+    run,
+    verdict::{Gates, Verdict, Window},
+    workload::Load,
+};
+
+const NODES: usize = 3;
+const KINDS: [Kind; NODES] = [Kind::Ext4, Kind::Xfs, Kind::Ext4];
+
+/// What is done in each round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    Power,
+    Kill,
+}
+
+fn main() -> ExitCode {
+    let rounds = run::number("rounds").unwrap_or(20);
+    let seed = run::number("seed").unwrap_or_else(rand::random);
+    let lie = run::option("lie");
+    println!("seed {seed}, {rounds} rounds, lie: {lie:?}");
+    run::guarded(move || match lie.as_deref() {
+        None => power_failure(rounds, seed, false, Failure::Power).exit_code(),
+        Some("kill") => power_failure(rounds, seed, true, Failure::Kill).exit_code(),
+        Some("power") => {
+            if let Verdict::Violation(_) = power_failure(rounds, seed, true, Failure::Power) {
+                println!("found: a server that does not sync loses what it acknowledged");
+                return ExitCode::SUCCESS;
+            }
+            println!("NOT FOUND: a server that does not sync looked good");
+            ExitCode::from(1)
+        }
+        Some(other) => panic!("--lie is power or kill, not {other:?}"),
+    })
+}
+
+fn power_failure(rounds: u64, seed: u64, lie: bool, failure: Failure) -> Verdict {
+    let options = Options {
+        binary: run::server(),
+        nodes: NODES,
+        key_made_before: true,
+    };
+    let dir = tempfile::Builder::new()
+        .prefix("strongroom-disks-")
+        .tempdir()
+        .expect("temporary directory");
+    // Before the cluster: they are unmounted after its processes have ended.
+    let disks: Vec<Disk> = KINDS
+        .iter()
+        .zip(1..)
+        .map(|(kind, node)| Disk::make(&dir.path().join(format!("disk-{node}")), *kind))
+        .collect();
+    let library = lie.then(|| disk::lying_library(dir.path()));
+    let mut cluster = Cluster::prepare(&options);
+    for node in 1..=NODES {
+        let data = cluster.data_dir(node);
+        fs::remove_dir(&data).expect("an empty data directory");
+        let own = disks[node - 1].path().join("data");
+        fs::create_dir(&own).expect("data directory");
+        symlink(own, data).expect("link to the disk");
+        if let Some(library) = &library {
+            cluster.configure(node, |config| {
+                config
+                    .environment
+                    .push(("LD_PRELOAD".to_owned(), library.display().to_string()));
+            });
+        }
+        disks[node - 1].sync();
+        cluster.spawn(node);
+    }
+    for node in 1..=NODES {
+        cluster.wait_listening(node);
+    }
+    cluster.init();
+    cluster.wait_all();
+    cluster.mount_kv("plain", false);
+    cluster.mount_kv("wrapped", true);
+    if lie {
+        // What follows is what is lost, not the whole cluster.
+        disks.iter().for_each(Disk::sync);
+    }
+
+    let clients: Vec<Client> = (1..=NODES)
+        .map(|node| cluster.client(node).with_timeout(Duration::from_secs(15)))
+        .collect();
+    let places = (0..6)
+        .flat_map(|n| {
+            [
+                format!("plain/register-{n}"),
+                format!("wrapped/register-{n}"),
+            ]
+        })
+        .collect();
+    let load = Load::start(
+        [clients.clone(), clients.clone()].concat(),
+        places,
+        Duration::from_millis(3),
+    );
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut windows = Vec::new();
+    let pause = |random: &mut StdRng, range| {
+        std::thread::sleep(Duration::from_millis(random.random_range(range)));
+    };
+    pause(&mut random, 1200..1500);
+    for round in 0..rounds {
+        let count = usize::try_from(round % 3 + 1).unwrap_or(1);
+        let first = random.random_range(0..NODES);
+        let victims: Vec<usize> = (0..count).map(|n| (first + n) % NODES + 1).collect();
+        let start = load.now();
+        let off: Vec<&Disk> = victims.iter().map(|node| &disks[node - 1]).collect();
+        if failure == Failure::Power {
+            disk::power_off(&off);
+        }
+        for node in &victims {
+            cluster.kill9(*node);
+        }
+        if failure == Failure::Power {
+            off.iter().for_each(|disk| disk.unmount());
+            off.iter().for_each(|disk| disk.mount());
+        }
+        pause(&mut random, 0..500);
+        for node in &victims {
+            cluster.spawn(*node);
+        }
+        if let Some(refusal) = cluster.wait_unsealed_or_ended(&victims) {
+            let verdict = Verdict::Violation(vec![refusal]);
+            verdict.print();
+            return verdict;
+        }
+        cluster.wait_all();
+        let what = format!("{failure:?} failure of nodes {victims:?}");
+        let end = load.now();
+        println!(
+            "{what}; all serve {:.1} s later",
+            (end - start) as f64 / 1e9
+        );
+        windows.push(Window {
+            what,
+            start,
+            end,
+            quorum: count == 1,
+        });
+        pause(&mut random, 300..1200);
+    }
+    let mut finished = load.stop();
+    finished.look_at_everything(&clients);
+    let name = format!("power-failure-{seed}{}", if lie { "-lie" } else { "" });
+    run::conclude(&name, &cluster, &finished, &windows, Gates::of(rounds * 3))
+}
