@@ -23,6 +23,8 @@ mod command;
 mod compaction;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod damage;
 mod error;
 mod fail;
 mod figures;
@@ -44,6 +46,7 @@ mod standing;
 mod start;
 mod state;
 mod stores;
+mod suspect;
 mod transfer;
 mod types;
 mod vitals;

@@ -43,6 +43,15 @@ pub(crate) fn patience(membership: &Membership, own: u64, timing: Timing) -> Dur
     }
 }
 
+/// Whether this node may campaign as soon as the leader is known to be gone.
+pub(crate) fn may_campaign_at_once(services: &Services) -> bool {
+    let patience = services.metrics(|metrics| {
+        let membership = metrics.membership_config.membership();
+        patience(membership, services.raft_id, services.timing)
+    });
+    patience.is_zero() && services.vitals.room() != Room::Critical
+}
+
 /// Runs until cancelled.
 pub(crate) async fn run(services: Services) {
     let mut may_elect = true;

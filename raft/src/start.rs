@@ -29,6 +29,7 @@ use crate::{
     standing,
     state::{Machine, State},
     stores::Stores,
+    suspect::Suspicion,
     types::{Core, PeerInfo},
     watchdog::Watchdog,
 };
@@ -152,6 +153,10 @@ pub(crate) async fn start(
         }
     };
     let services = Services::new(raft_id, core, links, timing, &tasks, &closing);
+    let suspicion = dialer.clone().map(|dialer| {
+        let (tasks, closing) = (tasks.clone(), closing.clone());
+        Arc::new(Suspicion::new(services.clone(), dialer, tasks, closing))
+    });
     let (role, leader_since_ms) = (watch::Sender::new(Role::default()), Arc::default());
     let raft = Raft(Arc::new(Inner {
         services: services.clone(),
@@ -200,10 +205,11 @@ pub(crate) async fn start(
         raft.0.options.snapshots,
     );
     spawn(&tasks, &closing, compaction);
-    if let Some(transport) = transport {
+    if let (Some(transport), Some(suspicion)) = (transport, suspicion) {
         let server = Server {
             identity: raft.0.options.identity.clone(),
             services: services.clone(),
+            suspicion,
             directory,
             acceptor: TlsAcceptor::from(transport.server_tls),
             streams: transport.streams,

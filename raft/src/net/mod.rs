@@ -15,7 +15,7 @@ mod wire;
 pub(crate) use self::{
     control::CallError,
     network::{Factory, Links},
-    peer::{Dialer, Directory},
+    peer::{Dialer, Directory, Probe},
     server::Server,
     snapshot::{Incoming, Receiver},
     wire::{Call, Reply},

@@ -120,6 +120,17 @@ pub(crate) struct Removals {
     pub(crate) reason: String,
 }
 
+/// What became of a bare TCP connection to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// The machine is there, and no process listens.
+    Refused,
+    /// Something listens, or did a moment ago.
+    Answers,
+    /// Nothing is known.
+    Silent,
+}
+
 /// Makes connections to members.
 pub(crate) struct Dialer {
     identity: Identity,
@@ -177,6 +188,30 @@ impl Dialer {
             TlsConnector::from(Arc::new(config))
         });
         connector.clone()
+    }
+
+    /// Whether anything listens at member `id`'s address; refused only if every address behind its name refuses.
+    pub(crate) async fn probe(&self, id: u64, limit: Duration) -> Probe {
+        let Some(addr) = self.directory.address(id) else {
+            return Probe::Silent;
+        };
+        let Ok(Ok(addresses)) = timeout(limit, tokio::net::lookup_host(addr)).await else {
+            return Probe::Silent;
+        };
+        let mut outcome = Probe::Silent;
+        for address in addresses {
+            match timeout(limit, TcpStream::connect(address)).await {
+                Ok(Ok(_)) => return Probe::Answers,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    outcome = Probe::Refused;
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Probe::Answers;
+                }
+                Ok(Err(_)) | Err(_) => return Probe::Silent,
+            }
+        }
+        outcome
     }
 
     /// Connects to member `id` and proves both sides' identity by TLS.

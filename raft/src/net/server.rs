@@ -42,6 +42,7 @@ use crate::{
     identity::Identity,
     log::lock,
     services::Services,
+    suspect::Suspicion,
     types::{AppendRequest, AppendResult, Core, TypeConfig},
     vitals::Room,
 };
@@ -73,6 +74,7 @@ impl std::fmt::Debug for IncomingStream {
 pub(crate) struct Server {
     pub(crate) identity: Identity,
     pub(crate) services: Services,
+    pub(crate) suspicion: Arc<Suspicion>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) acceptor: TlsAcceptor,
     pub(crate) streams: HashMap<&'static str, mpsc::Sender<IncomingStream>>,
@@ -168,10 +170,11 @@ impl Server {
                 Purpose::Snapshot => self.snapshots.serve(connection, from).await,
             }
         };
-        replaced
-            .run_until_cancelled(serving)
-            .await
-            .unwrap_or(Ok(()))
+        let Some(ended) = replaced.run_until_cancelled(serving).await else {
+            return Ok(());
+        };
+        self.suspicion.connection_ended(from);
+        ended
     }
 
     /// Ends the peer's former connection for the same purpose: a peer uses one at a time, so the former one is dead, and

@@ -1,18 +1,24 @@
 //! Whole nodes in one process, over real TLS on loopback.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13,
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    server::WebPkiClientVerifier,
+    version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use strongroom_raft::{
     ALPN, Applied, Command, Expect, Identity, IncomingStream, Op, Options, Pace, PeerInfo,
     ProposeError, Raft, SnapshotOptions, Stores, Transport,
@@ -44,6 +50,14 @@ impl Ca {
             issuer: Issuer::new(params, key),
             certificate,
         }
+    }
+
+    fn verifier(&self) -> Arc<WebPkiServerVerifier> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        WebPkiServerVerifier::builder(Arc::new(roots))
+            .build()
+            .unwrap()
     }
 
     pub(crate) fn tls(
@@ -87,6 +101,74 @@ pub(crate) struct Node {
     pub(crate) streams: Option<mpsc::Receiver<IncomingStream>>,
 }
 
+/// Which nodes do not reach which others: pairs (from, to). A node that is cut off from another cannot connect to it;
+/// connections there are have to be ended by a [`Relay`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cuts(Arc<Mutex<HashSet<(u64, u64)>>>);
+
+impl Cuts {
+    pub(crate) fn cut(&self, one: u64, other: u64) {
+        let mut cuts = self.0.lock().unwrap();
+        cuts.extend([(one, other), (other, one)]);
+    }
+
+    pub(crate) fn heal(&self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+/// Verifies servers as `inner` does, except those that this node is cut off from.
+#[derive(Debug)]
+struct Selective {
+    inner: Arc<WebPkiServerVerifier>,
+    own: u64,
+    cuts: Cuts,
+}
+
+impl ServerCertVerifier for Selective {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let text = name.to_str();
+        let to = text
+            .strip_prefix('n')
+            .and_then(|rest| rest.split('.').next());
+        let to: u64 = to.and_then(|id| id.parse().ok()).unwrap();
+        if self.cuts.0.lock().unwrap().contains(&(self.own, to)) {
+            return Err(rustls::Error::General("cut off".to_owned()));
+        }
+        self.inner
+            .verify_server_cert(end_entity, intermediates, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
 /// A cluster that starts with one node and grows by joins.
 pub(crate) struct Cluster {
     pub(crate) ca: Ca,
@@ -96,6 +178,7 @@ pub(crate) struct Cluster {
     root: PathBuf,
     /// Removes `root`, if it is the test's own.
     _temporary: Option<TempDir>,
+    pub(crate) cuts: Cuts,
 }
 
 pub(crate) fn info(name: &str, addr: &str) -> PeerInfo {
@@ -141,6 +224,34 @@ impl Cluster {
         cluster
     }
 
+    /// A cluster of three voters, each reached through a relay of its own, in the order of `nodes`.
+    pub(crate) async fn of_three_behind_relays() -> (Self, Vec<Relay>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let relay = Relay::to(listener.local_addr().unwrap().to_string()).await;
+        let temporary = tempfile::tempdir().unwrap();
+        let mut cluster = Self::on_disk(temporary.path(), SnapshotOptions::default());
+        cluster._temporary = Some(temporary);
+        cluster.begin_at(listener, relay.addr.clone()).await;
+        let mut relays = vec![relay];
+        for name in ["b", "c"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let relay = Relay::to(listener.local_addr().unwrap().to_string()).await;
+            let leader = cluster.leader().await;
+            let info = info(name, &relay.addr);
+            let raft_id = cluster.nodes[leader].raft.add_node(info).await.unwrap();
+            let identity = Identity {
+                cluster_id: CLUSTER,
+                raft_id,
+                name: name.to_owned(),
+            };
+            let node = cluster.start(identity, relay.addr.clone(), listener).await;
+            cluster.nodes.push(node);
+            relays.push(relay);
+        }
+        cluster.until_three_voters().await;
+        (cluster, relays)
+    }
+
     /// No node yet; their directories will be in `root`, which stays.
     pub(crate) fn on_disk(root: &Path, snapshots: SnapshotOptions) -> Self {
         // Silent unless RUST_LOG asks; a second call in one process is refused, which is fine.
@@ -153,6 +264,7 @@ impl Cluster {
         Self {
             ca: Ca::new(),
             nodes: Vec::new(),
+            cuts: Cuts::default(),
             snapshots,
             root: root.to_owned(),
             _temporary: None,
@@ -161,9 +273,13 @@ impl Cluster {
 
     /// The first node, initialised.
     pub(crate) async fn begin(&mut self) {
-        let cluster = self;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
+        self.begin_at(listener, addr).await;
+    }
+
+    async fn begin_at(&mut self, listener: TcpListener, addr: String) {
+        let cluster = self;
         let identity = Identity {
             cluster_id: CLUSTER,
             raft_id: 1,
@@ -186,15 +302,18 @@ impl Cluster {
         for name in ["b", "c"] {
             cluster.join(name).await;
         }
+        cluster.until_three_voters().await;
         cluster
-            .until("three voters", |c| {
-                c.nodes.iter().all(|node| {
-                    let status = node.raft.status();
-                    status.members.len() == 3 && status.members.iter().all(|member| member.voter)
-                })
+    }
+
+    async fn until_three_voters(&self) {
+        self.until("three voters", |c| {
+            c.nodes.iter().all(|node| {
+                let status = node.raft.status();
+                status.members.len() == 3 && status.members.iter().all(|member| member.voter)
             })
-            .await;
-        cluster
+        })
+        .await;
     }
 
     /// A further node of this cluster, in whatever runtime this is called from; not in `nodes`.
@@ -209,6 +328,17 @@ impl Cluster {
         identity.save(&dir).unwrap();
         let stores = Stores::open(&dir, &identity).unwrap();
         let (server_tls, client_tls) = self.ca.tls(&CLUSTER, identity.raft_id);
+        let mut client_tls = ClientConfig::clone(&client_tls);
+        // A session that is resumed is not verified again, and so not cut.
+        client_tls.resumption = Resumption::disabled();
+        client_tls
+            .dangerous()
+            .set_certificate_verifier(Arc::new(Selective {
+                inner: self.ca.verifier(),
+                own: identity.raft_id,
+                cuts: self.cuts.clone(),
+            }));
+        let client_tls = Arc::new(client_tls);
         let (tx, rx) = mpsc::channel(8);
         let transport = Transport {
             listeners: vec![listener],
@@ -318,6 +448,14 @@ impl Cluster {
         self.nodes.len() - 1
     }
 
+    /// As [`Cluster::restart`], for a node that the others reach through `relay`.
+    pub(crate) async fn restart_behind(&mut self, stopped: Stopped, relay: &Relay) -> usize {
+        let listener = TcpListener::bind(&relay.target).await.unwrap();
+        let node = self.start(stopped.identity, stopped.addr, listener).await;
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
     pub(crate) async fn shutdown(self) {
         for node in &self.nodes {
             node.raft.shutdown().await;
@@ -388,10 +526,13 @@ pub(crate) async fn until_ready(raft: &Raft) {
     );
 }
 
-/// A TCP relay that can be made to swallow everything without closing anything, like a dead network.
+/// A TCP relay that can be made to swallow everything without closing anything, like a dead network, or to end every
+/// connection, and take new ones.
 pub(crate) struct Relay {
     pub(crate) addr: String,
+    target: String,
     dead: tokio::sync::watch::Sender<bool>,
+    broken: tokio::sync::watch::Sender<()>,
 }
 
 impl Relay {
@@ -399,16 +540,38 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (dead, state) = tokio::sync::watch::channel(false);
+        let (broken, breaks) = tokio::sync::watch::channel(());
+        let behind = target.clone();
         tokio::spawn(async move {
             while let Ok((incoming, _)) = listener.accept().await {
-                let outgoing = tokio::net::TcpStream::connect(&target).await.unwrap();
+                let Ok(outgoing) = tokio::net::TcpStream::connect(&target).await else {
+                    continue;
+                };
                 let (a_read, a_write) = incoming.into_split();
                 let (b_read, b_write) = outgoing.into_split();
-                tokio::spawn(pump(a_read, b_write, state.clone()));
-                tokio::spawn(pump(b_read, a_write, state.clone()));
+                for (read, write) in [(a_read, b_write), (b_read, a_write)] {
+                    let (state, mut breaks) = (state.clone(), breaks.clone());
+                    breaks.mark_unchanged();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = pump(read, write, state) => {}
+                            // Both halves go: the connection ends.
+                            _ = breaks.changed() => {}
+                        }
+                    });
+                }
             }
         });
-        Self { addr, dead }
+        Self {
+            addr,
+            target: behind,
+            dead,
+            broken,
+        }
+    }
+
+    pub(crate) fn break_connections(&self) {
+        self.broken.send_replace(());
     }
 
     /// One that breaks the first connection over which `limit` bytes have come in, once.

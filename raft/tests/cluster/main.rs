@@ -12,6 +12,7 @@ mod faults;
 mod harness;
 mod leadership;
 mod members;
+mod partitions;
 mod single;
 mod snapshots;
 mod three;
