@@ -216,6 +216,7 @@ fn raft(gauges: &mut Gauges, running: &Running) {
         );
     }
     peers(gauges, &status);
+    snapshots(gauges, &running.raft.snapshot_stats());
     let usage = running.raft.usage();
     gauges.add(
         "strongroom.in_flight_bytes",
@@ -244,6 +245,85 @@ fn raft(gauges: &mut Gauges, running: &Running) {
             "Keys of a database, estimated",
         );
     }
+}
+
+fn snapshots(gauges: &mut Gauges, stats: &strongroom_raft::SnapshotStats) {
+    for (name, value, help) in [
+        (
+            "snapshot_index",
+            stats.last_index,
+            "Log index that the newest snapshot covers",
+        ),
+        (
+            "log_purged_index",
+            stats.purged,
+            "Log index up to which a snapshot stands in for the log",
+        ),
+        (
+            "snapshot_bytes",
+            stats.last_bytes,
+            "Bytes of the last snapshot taken",
+        ),
+        ("snapshots_taken_total", stats.built, "Snapshots taken"),
+        (
+            "snapshot_take_failures_total",
+            stats.build_failures,
+            "Snapshots that could not be taken",
+        ),
+        (
+            "snapshots_sent_total",
+            stats.sent,
+            "Snapshots sent to other nodes",
+        ),
+        (
+            "snapshot_send_failures_total",
+            stats.send_failures,
+            "Attempts to send a snapshot that failed",
+        ),
+        (
+            "snapshot_sent_bytes_total",
+            stats.sent_bytes,
+            "Bytes of snapshots sent to other nodes",
+        ),
+        (
+            "snapshots_received_total",
+            stats.received,
+            "Snapshots received and installed",
+        ),
+        (
+            "snapshot_receive_failures_total",
+            stats.receive_failures,
+            "Snapshots that did not arrive or could not be installed",
+        ),
+        (
+            "snapshot_received_bytes_total",
+            stats.received_bytes,
+            "Bytes of snapshots received from other nodes",
+        ),
+    ] {
+        gauges.add(&format!("strongroom.{name}"), &[], float(value), help);
+    }
+    for (name, time, help) in [
+        (
+            "snapshot_take_seconds",
+            stats.last_build,
+            "Time it took to take the last snapshot",
+        ),
+        (
+            "snapshot_install_seconds",
+            stats.last_install,
+            "Time applying stood still for the last snapshot installed",
+        ),
+    ] {
+        gauges.add(&format!("strongroom.{name}"), &[], time.as_secs_f64(), help);
+    }
+    let taken = stats.last_built_ms / 1000;
+    gauges.add(
+        "strongroom.snapshot_taken_time_seconds",
+        &[],
+        float(taken),
+        "When the last snapshot was taken, since unix epoch in seconds; 0 before the first.",
+    );
 }
 
 /// What only the leader knows of the others.

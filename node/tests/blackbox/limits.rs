@@ -8,7 +8,7 @@ use strongroom_jepsen_tests::{
 use crate::BINARY;
 
 /// The value of one line of Prometheus's format: `name` with its labels.
-fn figure(page: &str, name: &str) -> f64 {
+pub(crate) fn figure(page: &str, name: &str) -> f64 {
     let line = page
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -16,7 +16,7 @@ fn figure(page: &str, name: &str) -> f64 {
     line.parse().unwrap()
 }
 
-fn prometheus(client: &Client) -> String {
+pub(crate) fn prometheus(client: &Client) -> String {
     let answer = client.get("sys/metrics?format=prometheus").expect(200);
     let kind = answer.header("content-type").unwrap().to_owned();
     assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");

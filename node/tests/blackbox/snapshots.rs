@@ -1,10 +1,7 @@
 //! A node that was away while the log was purged, and one whose disk is empty, catch up by snapshot and serve reads; a
 //! node starts again on a purged log.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use strongroom_jepsen_tests::{
@@ -12,21 +9,14 @@ use strongroom_jepsen_tests::{
     cluster::{read, write},
 };
 
-use crate::BINARY;
+use crate::{
+    BINARY,
+    limits::{figure, prometheus},
+};
 
 const SETTINGS: &str =
     "  snapshot_threshold = 40\n  snapshot_interval = \"100ms\"\n  trailing_logs = 5\n";
 const KEYS: usize = 150;
-
-/// Log index of the newest snapshot on a node's disk.
-fn newest_snapshot(cluster: &Cluster, node: usize) -> u64 {
-    let Ok(entries) = fs::read_dir(cluster.data_dir(node).join("snapshots")) else {
-        return 0;
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let indexes = names.filter_map(|name| name.split('-').next()?.parse().ok());
-    indexes.max().unwrap_or(0)
-}
 
 /// Everything below `prefix` is on this node, and it answers for it.
 fn has_all(cluster: &Cluster, node: usize, prefix: &str) {
@@ -48,15 +38,17 @@ fn write_all(cluster: &Cluster, node: usize, prefix: &str) {
     }
 }
 
-/// Waits until these nodes have a snapshot that covers `index`.
-fn wait_snapshots(cluster: &Cluster, nodes: &[usize], index: u64) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while nodes
-        .iter()
-        .any(|node| newest_snapshot(cluster, *node) < index)
-    {
-        assert!(Instant::now() < deadline, "no snapshot up to {index}");
-        std::thread::sleep(Duration::from_millis(50));
+/// Waits until these nodes have purged their logs up to `index`; the leader keeps for some seconds what a member that was
+/// there just now still needs.
+fn wait_purged(cluster: &Cluster, nodes: &[usize], index: f64) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let purged = |node: &usize| {
+        let page = prometheus(&cluster.client(*node));
+        figure(&page, "strongroom_log_purged_index")
+    };
+    while nodes.iter().any(|node| purged(node) < index) {
+        assert!(Instant::now() < deadline, "not purged up to {index}");
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -78,9 +70,7 @@ fn who_is_behind_the_purged_log_catches_up_by_snapshot() {
     cluster.kill9(away);
     let others: Vec<usize> = (1..=3).filter(|node| *node != away).collect();
     write_all(&cluster, others[0], "meanwhile");
-    wait_snapshots(&cluster, &others, 2 * KEYS as u64 - 40);
-    // The leader keeps the log for a while for a member that was there just now.
-    std::thread::sleep(Duration::from_secs(8));
+    wait_purged(&cluster, &others, 250.0);
     cluster.start_node(away);
     cluster.wait_all();
     has_all(&cluster, away, "before");
@@ -98,7 +88,7 @@ fn who_is_behind_the_purged_log_catches_up_by_snapshot() {
     write_all(&cluster, wiped, "after");
 
     // All of them start again on what they have, without any help.
-    wait_snapshots(&cluster, &[1, 2, 3], 3 * KEYS as u64 - 40);
+    wait_purged(&cluster, &[1, 2, 3], 400.0);
     for node in 1..=3 {
         cluster.kill9(node);
     }
