@@ -15,6 +15,9 @@ use crate::{restore::RestoreStep, types::Encoded};
 
 /// Changing this number makes older nodes stop with a clear message at the first newer command.
 const FORMAT: u32 = 1;
+/// The one command of this format carries nothing: from its place in the log on, requests are remembered by time (see
+/// `state/apply.rs`). Proposed once every member has said that it knows how; one that does not stops here.
+pub(crate) const WINDOW_FORMAT: u32 = 2;
 
 /// What a key must look like for a command to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,15 +267,31 @@ impl Command {
         Encoded(proto.encode_to_vec().into())
     }
 
+    /// The command that has requests remembered by time.
+    pub(crate) fn window() -> Encoded {
+        let proto = CommandProto {
+            format: WINDOW_FORMAT,
+            request_id: Bytes::from_static(&[0; 16]),
+            ..CommandProto::default()
+        };
+        Encoded(proto.encode_to_vec().into())
+    }
+
     /// Reads what [`Command::encode`] gave.
     ///
     /// # Errors
     /// `UnknownFormat` for a newer version's command, otherwise `Malformed` or `Decode`.
     pub(crate) fn decode(encoded: &Encoded) -> Result<Self, CommandError> {
+        Self::decode_any(encoded).map(|(command, _)| command)
+    }
+
+    /// As [`Command::decode`], and whether it is [`Command::window`].
+    pub(crate) fn decode_any(encoded: &Encoded) -> Result<(Self, bool), CommandError> {
         let proto = CommandProto::decode(encoded.0.clone())?;
-        if proto.format != FORMAT {
+        if !matches!(proto.format, FORMAT | WINDOW_FORMAT) {
             return Err(CommandError::UnknownFormat(proto.format));
         }
+        let window = proto.format == WINDOW_FORMAT;
         let request_id = <[u8; 16]>::try_from(&proto.request_id[..])
             .map_err(|_| CommandError::Malformed("the request id is not 16 bytes"))?;
         let ops: Result<Vec<Op>, CommandError> =
@@ -283,12 +302,13 @@ impl Command {
                 "a step of a restore is not its command's first operation",
             ));
         }
-        Ok(Self {
+        let command = Self {
             request_id,
             proposed_at_ms: proto.proposed_at_ms,
             restores: proto.restores,
             ops,
-        })
+        };
+        Ok((command, window))
     }
 }
 
@@ -432,12 +452,15 @@ pub(crate) mod tests {
     #[test]
     fn a_newer_format_is_refused_by_name() {
         let proto = CommandProto {
-            format: 2,
+            format: 3,
             request_id: Bytes::from_static(&[0; 16]),
             ..CommandProto::default()
         };
         let error = Command::decode(&Encoded(proto.encode_to_vec().into())).unwrap_err();
-        assert!(matches!(error, CommandError::UnknownFormat(2)), "{error}");
+        assert!(matches!(error, CommandError::UnknownFormat(3)), "{error}");
+        let (window, is_window) = Command::decode_any(&Command::window()).unwrap();
+        assert!(is_window && window == Command::default());
+        assert!(!Command::decode_any(&Command::default().encode()).unwrap().1);
     }
 
     #[test]

@@ -6,6 +6,10 @@
 
 use std::{io, path::PathBuf};
 
+/// What to do about a data directory that cannot be trusted.
+pub(crate) const REJOIN: &str = "If the cluster has other nodes, move this data directory away and start the node with \
+    an empty one: it rejoins under its name and gets everything from the others. A single node must be restored from a backup";
+
 /// Why the stores of a data directory were not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -31,9 +35,7 @@ pub enum OpenError {
     },
     /// Data that was there once is gone or damaged: running on would break promises made to the cluster.
     #[error(
-        "`{}` is damaged ({why}); this node must not run on it. If the cluster has other nodes, \
-         move this data directory away and start the node with an empty one: it rejoins under its \
-         name and gets everything from the others. A single node must be restored from a backup",
+        "`{}` is damaged ({why}); this node must not run on it. {REJOIN}",
         path.display()
     )]
     Damaged {

@@ -45,7 +45,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// The file is not what this program writes.
-    #[error("`{}` is damaged", path.display())]
+    #[error("`{}` is damaged and says no more whose data this is. {}", path.display(), crate::error::REJOIN)]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -16,6 +16,8 @@
 
 /// Layout version kept in both databases under [`META_FORMAT`]; any other number is refused.
 pub(crate) const FORMAT: u32 = 1;
+/// Layout of a state that remembers requests by time ([`META_WINDOW`]): versions that do not know how must not go on.
+pub(crate) const WINDOW_FORMAT: u32 = 2;
 
 /// Held (flock) by the process that has the stores open.
 pub(crate) const LOCK_FILE: &str = "raft.lock";
@@ -70,6 +72,11 @@ pub(crate) const META_RESTORED: &[u8] = b"restored";
 /// State: the restore under way, see [`crate::restore::Staging`].
 pub(crate) const META_STAGING: &[u8] = b"staging";
 
+/// State: present once requests are remembered by time, see `state/apply.rs`.
+pub(crate) const META_WINDOW: &[u8] = b"window";
+/// State: the latest time that a command carried since then, milliseconds, u64 BE.
+pub(crate) const META_CLOCK: &[u8] = b"clock";
+
 const REQUEST: u8 = b'r';
 const REQUEST_AT: u8 = b'i';
 
@@ -118,10 +125,15 @@ pub(crate) fn be_u64(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// Value of [`META_FORMAT`].
+/// Value of [`META_FORMAT`] in layout [`FORMAT`].
 pub(crate) fn format_value(cluster_id: &[u8; 16], raft_id: u64) -> Vec<u8> {
+    format_value_of(FORMAT, cluster_id, raft_id)
+}
+
+/// Value of [`META_FORMAT`].
+pub(crate) fn format_value_of(format: u32, cluster_id: &[u8; 16], raft_id: u64) -> Vec<u8> {
     [
-        &FORMAT.to_be_bytes()[..],
+        &format.to_be_bytes()[..],
         &cluster_id[..],
         &raft_id.to_be_bytes()[..],
     ]

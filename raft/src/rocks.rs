@@ -91,7 +91,9 @@ pub(crate) fn open_read_only(kind: Kind, path: &Path) -> Result<DB, OpenError> {
 }
 
 fn open_error(path: &Path, source: rocksdb::Error) -> OpenError {
-    if source.kind() == rocksdb::ErrorKind::Corruption {
+    // A file that RocksDB knows of and does not find is no less a loss than one that does not check.
+    let is_gone = source.as_ref().contains("No such file");
+    if source.kind() == rocksdb::ErrorKind::Corruption || is_gone {
         return OpenError::Damaged {
             path: path.to_owned(),
             why: source.to_string(),
@@ -143,7 +145,12 @@ pub(crate) fn advice(error: &rocksdb::Error) -> &'static str {
 /// Makes sure that the database is this node's. A new one (no format key) is claimed by the caller.
 ///
 /// `Ok(false)`: it has no format key yet.
-pub(crate) fn check_identity(db: &DB, path: &Path, identity: &Identity) -> Result<bool, OpenError> {
+pub(crate) fn check_identity(
+    kind: Kind,
+    db: &DB,
+    path: &Path,
+    identity: &Identity,
+) -> Result<bool, OpenError> {
     let found = cf(db, CF_META)
         .and_then(|meta| db.get_cf(meta, META_FORMAT).map_err(io::Error::other))
         .map_err(|source| OpenError::Read {
@@ -160,7 +167,11 @@ pub(crate) fn check_identity(db: &DB, path: &Path, identity: &Identity) -> Resul
         });
     };
     let format = u32::from_be_bytes(*format);
-    if format != keys::FORMAT {
+    let known = match kind {
+        Kind::Log => format == keys::FORMAT,
+        Kind::State => matches!(format, keys::FORMAT | keys::WINDOW_FORMAT),
+    };
+    if !known {
         return Err(OpenError::UnknownFormat {
             path: path.to_owned(),
             format,

@@ -21,7 +21,7 @@ use crate::{
     autopilot::Tracker,
     error::MembershipError,
     figures::figures,
-    net::{Call, CallError, Links, Reply},
+    net::{Call, CallError, HealthReply, Links, Reply},
     plan::View,
     proto::PeerProto,
     reads::{ProbeError, ReadBatcher},
@@ -266,9 +266,19 @@ impl Services {
 
     /// How fit member `id` says it is; `None`: it does not say.
     pub(crate) async fn health_of(&self, id: u64, limit: Duration) -> Option<Health> {
+        self.ask_health(id, limit).await.map(Health::from)
+    }
+
+    /// The newest command format that member `id` says it can apply; 0: it does not say.
+    pub(crate) async fn command_format(&self, id: u64, limit: Duration) -> u32 {
+        let said = self.ask_health(id, limit).await;
+        said.map_or(0, |said| said.command_format)
+    }
+
+    async fn ask_health(&self, id: u64, limit: Duration) -> Option<HealthReply> {
         let link = self.links.as_ref()?.control(id);
         match link.call(Call::Health(true), limit).await {
-            Ok(Reply::Health(health)) => Some(health.into()),
+            Ok(Reply::Health(health)) => Some(health),
             // An older version does not know the question.
             Ok(_) | Err(_) => None,
         }

@@ -13,6 +13,7 @@ use std::{
 use futures_util::future::join_all;
 
 use crate::{
+    command::{Command, WINDOW_FORMAT},
     figures::{figures, seconds},
     log::LogStore,
     services::{Services, age},
@@ -58,6 +59,7 @@ impl Watchdog {
             let vitals = &self.services.vitals;
             vitals.set_sync_us(window.second(self.log.sync_times()));
             self.sample_contact();
+            self.widen_memory().await;
             let heartbeat = self.services.timing.heartbeat;
             if let Some(why) = unfit(vitals.health(), heartbeat)
                 && Instant::now() >= not_before
@@ -69,6 +71,51 @@ impl Watchdog {
                         Unfit::NoRoom => PATIENCE_ROOM,
                         Unfit::Slow => PATIENCE_SLOW,
                     };
+            }
+        }
+    }
+
+    /// Has requests remembered by time, once every member can do it. Members that are away are waited for.
+    async fn widen_memory(&self) {
+        let (window, own_entry) = {
+            let position = self.state.position();
+            let position = position.borrow();
+            (position.memory.window, position.applied)
+        };
+        if window {
+            return;
+        }
+        let others: Option<Vec<u64>> = self.services.metrics(|metrics| {
+            // Ready: the state holds what earlier leaders did about it.
+            let ready = metrics.state.is_leader()
+                && own_entry.is_some_and(|id| id.leader_id == metrics.vote.leader_id);
+            let nodes = metrics.membership_config.nodes();
+            ready.then(|| {
+                nodes
+                    .map(|(id, _)| *id)
+                    .filter(|id| *id != metrics.id)
+                    .collect()
+            })
+        });
+        let Some(others) = others else {
+            return;
+        };
+        let limit = self.services.timing.election_max;
+        let asked = others
+            .into_iter()
+            .map(|id| self.services.command_format(id, limit));
+        if join_all(asked)
+            .await
+            .iter()
+            .any(|known| *known < WINDOW_FORMAT)
+        {
+            return;
+        }
+        match self.services.core.client_write(Command::window()).await {
+            Ok(_) => tracing::info!("requests are remembered by time from now on"),
+            // It is tried again.
+            Err(error) => {
+                tracing::debug!(%error, "the way of remembering requests was not changed")
             }
         }
     }

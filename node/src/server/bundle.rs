@@ -84,7 +84,17 @@ impl SealBundle {
 
     /// The newer of the copies in the state and in `seal.json`; `None` before initialisation.
     pub(crate) fn newest(dir: &Path, state: &State) -> Result<Option<Self>, BundleError> {
-        let (file, state) = (Self::load(dir)?, Self::from_state(state)?);
+        let state = Self::from_state(state)?;
+        let file = match (Self::load(dir), &state) {
+            (Err(BundleError::Damaged(why)), Some(good)) => {
+                tracing::warn!(
+                    "{FILE} in the data directory is damaged ({why}): it is replaced by the copy in the state"
+                );
+                good.save(dir)?;
+                None
+            }
+            (file, _) => file?,
+        };
         Ok(match (file, state) {
             (Some(file), Some(state)) if file.index > state.index => Some(file),
             (file, state) => state.or(file),

@@ -1,5 +1,6 @@
-//! A disk that fills up: the node gives leadership away before, serves what it can, and goes on by itself; and a disk that
-//! is full in spite of it ends the node with a message, and nothing is lost.
+//! Disks that misbehave. One that fills up: the node gives leadership away before, serves what it can, and goes on by
+//! itself; and a disk that is full in spite of it ends the node with a message, and nothing is lost. One that is slow:
+//! leadership moves away. One that fails a sync: the node ends at once.
 
 use std::{
     fs,
@@ -205,4 +206,101 @@ fn ends_on_an_error_and_comes_back(cluster: &mut Cluster, disk: &SmallDisk) {
     wait_read(&cluster.client(1), "large-0");
     wait_read(&cluster.client(1), "after");
     let _ = cluster.terminate(1);
+}
+
+/// What `syncs` says happens to every sync of the process: `slow` or `fail`, anything else nothing.
+const SYNCS: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int disturbed(void) {
+    char what[8] = {0};
+    FILE *file = fopen(getenv("SYNCS"), "r");
+    if (file) { size_t n = fread(what, 1, 7, file); (void)n; fclose(file); }
+    if (!strncmp(what, "slow", 4)) usleep(250 * 1000);
+    if (!strncmp(what, "fail", 4)) { errno = EIO; return 1; }
+    return 0;
+}
+int fsync(int fd) { return disturbed() ? -1 : (int)syscall(SYS_fsync, fd); }
+int fdatasync(int fd) { return disturbed() ? -1 : (int)syscall(SYS_fdatasync, fd); }
+"#;
+
+#[test]
+fn a_slow_disk_and_one_that_fails() {
+    let mut cluster = Cluster::prepare(&Options {
+        binary: BINARY.into(),
+        nodes: 3,
+        key_made_before: true,
+    });
+    let (source, library) = (
+        cluster.dir().join("syncs.c"),
+        cluster.dir().join("syncs.so"),
+    );
+    fs::write(&source, SYNCS).unwrap();
+    let mut compile = Command::new("cc");
+    compile
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source);
+    if !compile.status().is_ok_and(|status| status.success()) {
+        eprintln!("NOT TESTED: there is no C compiler");
+        return;
+    }
+    let order = cluster.dir().join("syncs");
+    cluster.configure(1, |node| {
+        let value = |path: &Path| path.display().to_string();
+        node.environment
+            .push(("LD_PRELOAD".to_owned(), value(&library)));
+        node.environment.push(("SYNCS".to_owned(), value(&order)));
+    });
+    for number in 1..=3 {
+        cluster.start_node(number);
+    }
+    cluster.init();
+    cluster.wait_all();
+    assert_eq!(cluster.leader(), 1, "the node that was initialised leads");
+    let one = cluster.client(1);
+    assert_eq!(one.put("sys/mounts/kv", &json!({"type": "kv"})).status, 204);
+
+    fs::write(&order, "slow").unwrap();
+    let mut written = 0;
+    wait_for("another leader", Duration::from_secs(60), || {
+        assert_eq!(put(&one, &format!("slow-{written}")), 204);
+        written += 1;
+        cluster.find_leader().filter(|leader| *leader != 1)
+    });
+    assert!(cluster.log_text(1).contains("this node should not lead"));
+    // It stays away although it is asked for nothing else.
+    for number in 0..20 {
+        assert_eq!(put(&one, &format!("later-{number}")), 204);
+    }
+    assert_ne!(cluster.leader(), 1);
+
+    fs::write(&order, "fail").unwrap();
+    let two = cluster.client(2);
+    assert_eq!(put(&two, "failing"), 204);
+    let status = cluster.wait_ended(1);
+    assert_eq!(status.code(), Some(1), "{status}");
+    assert!(cluster.log_text(1).contains("syncing the Raft log failed"));
+    fs::write(&order, "").unwrap();
+    cluster.start_node(1);
+    cluster.wait_all();
+    wait_read(&cluster.client(1), "failing");
+    wait_read(&cluster.client(1), &format!("slow-{}", written - 1));
+    let allowed = [
+        "this node should not lead",
+        "syncing the Raft log failed",
+        "storage failed",
+        "a request was not carried out",
+        // What is still under way when the log has failed.
+        "openraft::",
+        "flushing the state at shutdown failed",
+        "the last sync of the Raft log failed",
+    ];
+    cluster.assert_logs_clean(&[STARTING, NODES_AWAY, &allowed]);
 }

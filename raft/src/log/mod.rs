@@ -216,7 +216,7 @@ impl LogStore {
         };
         let db = rocks::open(Kind::Log, path)?;
         let (witness, said) = Witness::open(path).map_err(read)?;
-        let claimed = rocks::check_identity(&db, path, identity)?;
+        let claimed = rocks::check_identity(Kind::Log, &db, path, identity)?;
         let found = recover::recover(&db, path, said)?;
         if !claimed && found.batches > 0 {
             return Err(OpenError::Damaged {

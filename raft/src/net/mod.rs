@@ -18,7 +18,7 @@ pub(crate) use self::{
     peer::{Dialer, Directory, Probe},
     server::Server,
     snapshot::{Incoming, Receiver},
-    wire::{Call, Reply},
+    wire::{Call, HealthReply, Reply},
 };
 #[cfg(test)]
 pub(crate) use self::{

@@ -11,6 +11,7 @@ use openraft::raft::{
 use prost::Message;
 
 use crate::{
+    command::WINDOW_FORMAT,
     proto::{
         EntryProto, LogIdProto, PeerProto, ProtoError, VoteProto, entry_of, log_id_of,
         log_id_proto, vote_of,
@@ -258,6 +259,9 @@ pub(crate) struct HealthReply {
     /// Microseconds; 0: not known.
     #[prost(uint64, tag = "2")]
     sync_us: u64,
+    /// Newest command format that the node can apply.
+    #[prost(uint32, tag = "3")]
+    pub(crate) command_format: u32,
 }
 
 impl From<Health> for HealthReply {
@@ -265,6 +269,7 @@ impl From<Health> for HealthReply {
         Self {
             room: health.room.number(),
             sync_us: health.sync_us.unwrap_or(0),
+            command_format: WINDOW_FORMAT,
         }
     }
 }

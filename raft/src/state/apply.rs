@@ -7,6 +7,8 @@
 //! - Within one batch a command sees what the commands before it changed.
 //! - A request id that is still remembered changes nothing and gets the first outcome.
 //! - A command made for data that a restore has replaced since changes nothing.
+//! - Whether it is remembered depends on the log alone: on indexes, and on the times that commands carry. Removing what
+//!   is forgotten (`outcomes.rs`) can be late on one node and early on another without making a difference.
 //!
 //! Source: Ongaro's dissertation §3.6.3 (state machine safety), §6.3 (linearizable semantics by request ids).
 
@@ -21,9 +23,45 @@ use crate::{
     types::{LogId, StoredMembership},
 };
 
-/// A command is remembered until this many log entries have followed it. Part of the replicated behaviour: every node
-/// must forget at the same index, so changing it needs a command that says when.
+/// Before [`Command::window`]: a command is remembered until this many log entries have followed it. Part of the
+/// replicated behaviour, as the next two are: every node must forget at the same index, so changing one of them needs
+/// another command that says when.
 pub(crate) const REMEMBERED_ENTRIES: u64 = 65_536;
+/// After it: a command is remembered until this many entries have followed it (as many as a hash table of 2^20 places
+/// holds) …
+pub(crate) const WINDOW_ENTRIES: u64 = 900_000;
+/// … or until a command carries a time this much later, milliseconds; whichever comes first.
+pub(crate) const WINDOW_MS: u64 = 10 * 60 * 1000;
+
+/// How requests are remembered at some place in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// By time and distance; otherwise by a shorter distance only.
+    pub(crate) window: bool,
+    /// The latest time that a command carried since then: the proposers' clocks may differ, this one never goes back.
+    pub(crate) clock_ms: u64,
+}
+
+/// What came of a command with a request id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) applied: Applied,
+    /// [`Memory::clock_ms`] then; `None` for one from before.
+    pub(crate) at_ms: Option<u64>,
+}
+
+impl Remembered {
+    /// Whether it is remembered by the entry at `index`.
+    pub(crate) fn holds(&self, index: u64, memory: Memory) -> bool {
+        let distance = index.saturating_sub(self.applied.index);
+        match self.at_ms {
+            None => distance < REMEMBERED_ENTRIES,
+            Some(at) => {
+                distance < WINDOW_ENTRIES && memory.clock_ms.saturating_sub(at) <= WINDOW_MS
+            }
+        }
+    }
+}
 
 /// The state before a batch.
 pub(crate) trait View {
@@ -33,10 +71,10 @@ pub(crate) trait View {
     fn restores(&self) -> io::Result<u64>;
     /// The restore under way.
     fn staging(&self) -> io::Result<Option<Staging>>;
-    /// What came of the command with this request id, if it is still remembered.
-    fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Applied>>;
-    /// The request id remembered for the command at `index`.
-    fn request_at(&self, index: u64) -> io::Result<Option<[u8; 16]>>;
+    /// How requests are remembered.
+    fn memory(&self) -> Memory;
+    /// What came of the command with this request id; it may be due to be forgotten.
+    fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Remembered>>;
 }
 
 /// One change to make.
@@ -65,13 +103,10 @@ pub(crate) enum Change {
     },
     Remember {
         request: [u8; 16],
-        /// Where the command itself stands; equals `applied.index`.
-        applied: Applied,
+        outcome: Remembered,
     },
-    Forget {
-        request: [u8; 16],
-        index: u64,
-    },
+    /// From here on requests are remembered by time.
+    Window,
 }
 
 /// What a batch of entries changes.
@@ -89,7 +124,8 @@ pub(crate) struct Changes {
     keys: HashMap<&'static str, Overlay>,
     restores: Option<u64>,
     staging: Option<Option<Staging>>,
-    requests: HashMap<[u8; 16], Applied>,
+    requests: HashMap<[u8; 16], Remembered>,
+    memory: Option<Memory>,
 }
 
 /// What the batch has changed in one family.
@@ -101,20 +137,22 @@ struct Overlay {
 }
 
 impl Changes {
-    /// Takes the entry at `index` into account that carries no command, or before one is applied.
-    pub(crate) fn enter(&mut self, view: &impl View, id: LogId) -> io::Result<()> {
+    /// Takes the entry with this id into account that carries no command, or before one is applied.
+    pub(crate) fn enter(&mut self, id: LogId) {
         self.applied = Some(id);
-        let Some(old) = id.index.checked_sub(REMEMBERED_ENTRIES) else {
-            return Ok(());
-        };
-        if let Some(request) = view.request_at(old)? {
-            self.requests.remove(&request);
-            self.list.push(Change::Forget {
-                request,
-                index: old,
-            });
+    }
+
+    /// How requests are remembered after the batch so far.
+    pub(crate) fn memory_after(&mut self, view: &impl View) -> &mut Memory {
+        self.memory.get_or_insert_with(|| view.memory())
+    }
+
+    /// Has requests remembered by time from here on; a second time changes nothing.
+    pub(crate) fn window(&mut self, view: &impl View) {
+        let memory = self.memory_after(view);
+        if !std::mem::replace(&mut memory.window, true) {
+            self.list.push(Change::Window);
         }
-        Ok(())
     }
 
     /// Applies `command`, the entry at `index`.
@@ -126,6 +164,11 @@ impl Changes {
     ) -> io::Result<Applied> {
         let request = command.request_id;
         let counted = request != [0; 16];
+        let memory = self.memory_after(view);
+        if memory.window {
+            memory.clock_ms = memory.clock_ms.max(command.proposed_at_ms);
+        }
+        let at_ms = memory.window.then_some(memory.clock_ms);
         if counted && let Some(first) = self.remembered(view, &request)? {
             return Ok(first);
         }
@@ -147,8 +190,9 @@ impl Changes {
             }
         }
         if counted {
-            self.requests.insert(request, applied);
-            self.list.push(Change::Remember { request, applied });
+            let outcome = Remembered { applied, at_ms };
+            self.requests.insert(request, outcome);
+            self.list.push(Change::Remember { request, outcome });
         }
         Ok(applied)
     }
@@ -276,17 +320,15 @@ impl Changes {
     }
 
     fn remembered(&self, view: &impl View, request: &[u8; 16]) -> io::Result<Option<Applied>> {
-        if let Some(applied) = self.requests.get(request) {
-            return Ok(Some(*applied));
-        }
-        let Some(applied) = view.remembered(request)? else {
-            return Ok(None);
+        let found = match self.requests.get(request) {
+            Some(found) => Some(*found),
+            None => view.remembered(request)?,
         };
-        // The view is from before the batch: the batch itself may have forgotten it.
-        let forgotten = self
-            .applied
-            .is_some_and(|id| applied.index + REMEMBERED_ENTRIES <= id.index);
-        Ok((!forgotten).then_some(applied))
+        let index = self.applied.map_or(0, |id| id.index);
+        let memory = self.memory.unwrap_or_default();
+        Ok(found
+            .filter(|found| found.holds(index, memory))
+            .map(|found| found.applied))
     }
 }
 

@@ -63,14 +63,17 @@ impl Machine {
         };
         self.log.wait_durable(last.log_id.index).await?;
         let (began, entries) = (Instant::now(), batch.len());
-        let view = DbView(self.state.generation().map_err(io::Error::other)?);
+        let view = DbView {
+            generation: self.state.generation().map_err(io::Error::other)?,
+            memory: self.state.position.borrow().memory,
+        };
         let mut changes = Changes::default();
         let mut replies: Vec<(Responder, Applied)> = Vec::new();
         for (entry, responder) in batch {
             let applied = apply_entry(&view, &mut changes, entry.log_id, entry.payload)?;
             replies.extend(responder.map(|responder| (responder, applied)));
         }
-        self.state.commit(&changes)?;
+        self.state.commit(&view, &mut changes)?;
         figures().apply.record(seconds(began.elapsed()));
         figures().apply_entries.record(count(entries));
         for (responder, applied) in replies {
@@ -86,7 +89,7 @@ fn apply_entry(
     id: LogId,
     payload: crate::types::Payload,
 ) -> io::Result<Applied> {
-    changes.enter(view, id)?;
+    changes.enter(id);
     let nothing = Applied {
         index: id.index,
         outcome: Outcome::Applied,
@@ -107,8 +110,11 @@ fn apply_command(
     index: u64,
     encoded: &Encoded,
 ) -> io::Result<Applied> {
-    let command = Command::decode(encoded)
+    let (command, window) = Command::decode_any(encoded)
         .map_err(|error| io::Error::other(format!("log entry {index}: {error}")))?;
+    if window {
+        changes.window(view);
+    }
     changes.apply(view, index, command)
 }
 

@@ -32,7 +32,7 @@ use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOption
 use tokio::sync::watch;
 
 use self::{
-    apply::{Change, Changes, View},
+    apply::{Change, Changes, Memory, Remembered, View},
     outcomes::Outcomes,
 };
 pub use self::{
@@ -48,9 +48,9 @@ use crate::{
     error::{OpenError, StateError},
     identity::{Identity, write_atomically},
     keys::{
-        self, CF_KV, CF_KV_B, CF_META, CURRENT_FILE, FIRST_GENERATION, META_APPLIED, META_FORMAT,
-        META_INSTALLED, META_MEMBERSHIP, META_PUT_COUNT, META_RESTORED, META_STAGING, SNAPSHOT_DIR,
-        STATE_DIR, be_u64,
+        self, CF_KV, CF_KV_B, CF_META, CURRENT_FILE, FIRST_GENERATION, META_APPLIED, META_CLOCK,
+        META_FORMAT, META_INSTALLED, META_MEMBERSHIP, META_PUT_COUNT, META_RESTORED, META_STAGING,
+        META_WINDOW, SNAPSHOT_DIR, STATE_DIR, be_u64,
     },
     log::lock,
     proto::{LogIdProto, StoredMembershipProto},
@@ -71,6 +71,7 @@ pub(crate) struct Position {
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: StoredMembership,
     pub(crate) puts: u64,
+    pub(crate) memory: Memory,
     /// Restores ever carried out, and the last one's id.
     pub(crate) restored: (u64, [u8; 16]),
     /// Id of the restore under way.
@@ -115,7 +116,7 @@ impl Generation {
         let family = cf(&db, keys::staging(position.restored.0))?;
         let leftovers = position.staging.is_none()
             && db.iterator_cf(family, IteratorMode::Start).next().is_some();
-        let outcomes = Outcomes::load(&db, position.applied.map_or(0, |id| id.index))?;
+        let outcomes = Outcomes::open(&db, index_of(position))?;
         Ok(Self {
             number,
             db,
@@ -153,13 +154,15 @@ impl Generation {
                     }
                 }
                 Change::Clear { family } if *family == live => watched.clear(),
-                Change::Remember { request, applied } => outcomes.remember(*request, *applied),
-                Change::Forget { request, index } => outcomes.forget(request, *index),
+                Change::Remember { request, outcome } => {
+                    outcomes.remember(request, outcome.applied.index);
+                }
                 Change::Put { .. }
                 | Change::Delete { .. }
                 | Change::Clear { .. }
                 | Change::Staging(_)
-                | Change::Restored { .. } => {}
+                | Change::Restored { .. }
+                | Change::Window => {}
             }
         }
     }
@@ -179,7 +182,7 @@ impl State {
         let number = current_generation(dir)?;
         let path = generation_dir(dir, number.unwrap_or(FIRST_GENERATION));
         let db = Arc::new(rocks::open(Kind::State, &path)?);
-        if !rocks::check_identity(&db, &path, identity)? {
+        if !rocks::check_identity(Kind::State, &db, &path, identity)? {
             if number.is_some() {
                 return Err(OpenError::Damaged {
                     path,
@@ -431,7 +434,7 @@ impl State {
     }
 
     /// Makes `changes` visible, all at once.
-    fn commit(&self, changes: &Changes) -> io::Result<()> {
+    fn commit(&self, view: &DbView, changes: &mut Changes) -> io::Result<()> {
         let live = self.live.load_full();
         let generation = live.ok_or_else(|| io::Error::other(StateError::Closed))?;
         let db = &generation.db;
@@ -440,9 +443,10 @@ impl State {
         // No reader is left behind there: whoever still knew that family as the live one reads again.
         let clean = old.staging.is_none() && generation.leftovers.swap(false, Ordering::Relaxed);
         let unused = keys::staging(old.restored.0);
+        position.memory = *changes.memory_after(view);
         let mut batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
         let (before, after) = (index_of(&old), index_of(&position));
-        outcomes::sweep(db, &mut batch, before, after)?;
+        lock(&generation.outcomes).sweep(db, &mut batch, &old, after)?;
         db.write_opt(batch, &without_wal()).map_err(|error| {
             let advice = rocks::advice(&error);
             io::Error::other(format!("writing the state failed: {error}{advice}"))
@@ -486,27 +490,30 @@ fn index_of(position: &Position) -> u64 {
 }
 
 /// Reads the state directly; one per apply batch.
-struct DbView(Arc<Generation>);
+struct DbView {
+    generation: Arc<Generation>,
+    memory: Memory,
+}
 
 impl View for DbView {
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
-        mod_index_in(&self.0.db, family, key)
+        mod_index_in(&self.generation.db, family, key)
     }
 
     fn restores(&self) -> io::Result<u64> {
-        Ok(read_restored(&self.0.db)?.0)
+        Ok(read_restored(&self.generation.db)?.0)
     }
 
     fn staging(&self) -> io::Result<Option<Staging>> {
-        read_staging(&self.0.db)
+        read_staging(&self.generation.db)
     }
 
-    fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Applied>> {
-        Ok(lock(&self.0.outcomes).get(request))
+    fn memory(&self) -> Memory {
+        self.memory
     }
 
-    fn request_at(&self, index: u64) -> io::Result<Option<[u8; 16]>> {
-        Ok(lock(&self.0.outcomes).at(index))
+    fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Remembered>> {
+        lock(&self.generation.outcomes).get(&self.generation.db, request)
     }
 }
 
@@ -567,12 +574,19 @@ fn batch_of(
                     [&restores.to_be_bytes()[..], id].concat(),
                 );
             }
-            Change::Remember { request, applied } => {
-                let row = outcomes::encode(request, applied);
-                batch.put_cf(meta, keys::request_at(applied.index), row);
+            Change::Remember { request, outcome } => {
+                let row = outcomes::encode(request, outcome);
+                batch.put_cf(meta, keys::request_at(outcome.applied.index), row);
             }
-            // Leaves the disk in a range, with others.
-            Change::Forget { .. } => {}
+            Change::Window => {
+                batch.put_cf(meta, META_WINDOW, [1]);
+                // Versions that would go on remembering in the old way must not open this state.
+                let format = db.get_cf(meta, META_FORMAT).map_err(io::Error::other)?;
+                let owner = format.as_deref().and_then(|format| format.get(4..));
+                let owner = owner.ok_or_else(|| damaged("the format key"))?;
+                let format = [&keys::WINDOW_FORMAT.to_be_bytes()[..], owner].concat();
+                batch.put_cf(meta, META_FORMAT, format);
+            }
         }
     }
     if let Some(applied) = changes.applied {
@@ -587,6 +601,9 @@ fn batch_of(
         position.membership = membership.clone();
         let proto = StoredMembershipProto::from(membership);
         batch.put_cf(meta, META_MEMBERSHIP, proto.encode_to_vec());
+    }
+    if position.memory.window {
+        batch.put_cf(meta, META_CLOCK, position.memory.clock_ms.to_be_bytes());
     }
     let puts = (position.puts + changes.puts).max(changes.puts_floor);
     if puts != position.puts {
@@ -690,6 +707,10 @@ fn read_position(db: &DB) -> io::Result<Position> {
     }
     if let Some(bytes) = read(META_PUT_COUNT)? {
         position.puts = be_u64(&bytes).ok_or_else(|| damaged("the number of puts"))?;
+    }
+    position.memory.window = read(META_WINDOW)?.is_some();
+    if let Some(bytes) = read(META_CLOCK)? {
+        position.memory.clock_ms = be_u64(&bytes).ok_or_else(|| damaged("the clock"))?;
     }
     position.restored = read_restored(db)?;
     position.staging = read_staging(db)?.map(|staging| staging.id);

@@ -1,132 +1,224 @@
-//! Outcomes of recent commands by request id, in memory, as the state has them on disk.
+//! Outcomes of recent commands by request id: rows on disk, and an index of them in memory.
 //!
 //! On disk there is one row per command, by log index: rows are written in ascending order and leave in ranges, which
-//! costs the database least. Every command is looked up by its id before it is applied, so those are in memory.
+//! costs the database least. Every command is looked up by its id before it is applied, so half of each id is in memory,
+//! with the index of its row; only a command that is a repetition (or looks like one) costs a read.
 //!
 //! Invariants
-//! - What is here is a function of the commands applied so far: the same on every node at the same index.
-//! - Rows on disk may be left over from entries that are forgotten already; they are not loaded again.
+//! - Whether a row counts is for the reader to say ([`Remembered::holds`]): forgotten ones may still be here.
+//! - Only rows that no later entry can remember are removed, in the batch that moves the state past them.
+//! - Opening a state does not wait for its rows to be read; the first command does.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    io,
+use std::{collections::HashMap, io, sync::Arc, thread::JoinHandle};
+
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
+
+use super::{
+    Position,
+    apply::{REMEMBERED_ENTRIES, Remembered, WINDOW_ENTRIES},
+    damaged, decode_applied, index_of, without_wal,
 };
-
-use rocksdb::{DB, Direction, IteratorMode, WriteBatch};
-
-use super::{apply::REMEMBERED_ENTRIES, damaged, decode_applied, without_wal};
 use crate::{
     command::{Applied, Outcome},
-    keys::{self, CF_META},
+    keys::{self, CF_META, be_u64},
     rocks::cf,
 };
 
-/// Forgotten rows are removed from disk whenever this many entries have been applied.
+/// Forgotten rows are looked for whenever this many entries have been applied …
 const SWEEP_EVERY: u64 = 4096;
+/// … and at most this many of them are removed then.
+const SWEEP_ROWS: usize = 4 * 4096;
 const ID: usize = 16;
+
+/// First half of a request id → log index of the last command with such an id.
+type Index = HashMap<u64, u64>;
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes {
-    by_id: HashMap<[u8; ID], Applied>,
-    /// Ascending by log index.
-    order: VecDeque<(u64, [u8; ID])>,
+    index: Index,
+    /// Reads the rows that were there when the state was opened.
+    loading: Option<JoinHandle<io::Result<Index>>>,
+    /// Every row below is removed.
+    swept: u64,
+}
+
+fn half(request: &[u8; ID]) -> u64 {
+    let (half, _) = request.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+    u64::from_be_bytes(*half)
 }
 
 impl Outcomes {
     /// What `db`, which has applied up to `applied`, remembers. Rows of the first layout are rewritten.
-    pub(super) fn load(db: &DB, applied: u64) -> io::Result<Self> {
+    pub(super) fn open(db: &Arc<DB>, applied: u64) -> io::Result<Self> {
+        rewrite_first_layout(db, applied)?;
+        let swept = (applied + 1).saturating_sub(REMEMBERED_ENTRIES.max(WINDOW_ENTRIES));
+        let theirs = Arc::clone(db);
+        let loading = std::thread::Builder::new()
+            .name("raft-outcomes".to_owned())
+            .spawn(move || load(&theirs, swept, applied))?;
+        Ok(Self {
+            index: Index::new(),
+            loading: Some(loading),
+            swept,
+        })
+    }
+
+    fn loaded(&mut self) -> io::Result<&mut Index> {
+        if let Some(loading) = self.loading.take() {
+            let loaded = loading
+                .join()
+                .map_err(|_| io::Error::other("reading remembered requests panicked"))??;
+            // What has been remembered meanwhile is newer.
+            let newer = std::mem::replace(&mut self.index, loaded);
+            self.index.extend(newer);
+        }
+        Ok(&mut self.index)
+    }
+
+    /// What came of the last command with this id; it may be forgotten.
+    pub(super) fn get(&mut self, db: &DB, request: &[u8; ID]) -> io::Result<Option<Remembered>> {
+        let Some(index) = self.loaded()?.get(&half(request)).copied() else {
+            return Ok(None);
+        };
+        let row = db
+            .get_pinned_cf(cf(db, CF_META)?, keys::request_at(index))
+            .map_err(io::Error::other)?;
+        let Some(row) = row else {
+            return Ok(None);
+        };
+        let (id, outcome) = decode(index, &row)?;
+        Ok((id == *request).then_some(outcome))
+    }
+
+    pub(super) fn remember(&mut self, request: &[u8; ID], index: u64) {
+        self.index.insert(half(request), index);
+    }
+
+    /// Adds the removal of forgotten rows to `batch`, now and then; it moves the state from `old` to entry `after`.
+    pub(super) fn sweep(
+        &mut self,
+        db: &DB,
+        batch: &mut WriteBatch,
+        old: &Position,
+        after: u64,
+    ) -> io::Result<()> {
+        let before = index_of(old);
+        if before / SWEEP_EVERY == after / SWEEP_EVERY {
+            return Ok(());
+        }
         let meta = cf(db, CF_META)?;
-        let first = keys::request_at(first_remembered(applied));
-        let end = keys::request_at(applied.saturating_add(1));
-        let mut found = Self::default();
-        let mut rewritten = WriteBatch::default();
-        for item in db.iterator_cf(meta, IteratorMode::From(&first, Direction::Forward)) {
-            let (key, value) = item.map_err(io::Error::other)?;
+        let first = keys::request_at(self.swept);
+        let end = keys::request_at(before);
+        let mut next = self.swept;
+        let rows = db.iterator_cf(meta, IteratorMode::From(&first, Direction::Forward));
+        for item in rows.take(SWEEP_ROWS) {
+            let (key, row) = item.map_err(io::Error::other)?;
             if *key >= end[..] {
                 break;
             }
             let index = keys::request_index(&key).ok_or_else(|| damaged("a request's index"))?;
-            let (id, applied) = match <[u8; ID]>::try_from(&value[..]) {
-                Ok(id) => {
-                    let stored = db
-                        .get_pinned_cf(meta, keys::request(&id))
-                        .map_err(io::Error::other)?;
-                    let stored = stored.ok_or_else(|| damaged("a remembered outcome"))?;
-                    let applied = decode_applied(&stored)?;
-                    rewritten.put_cf(meta, &key, encode(&id, &applied));
-                    (id, applied)
-                }
-                Err(_) => decode(index, &value)?,
-            };
-            found.remember(id, applied);
+            let (id, outcome) = decode(index, &row)?;
+            if outcome.holds(before, old.memory) {
+                break;
+            }
+            let known = self.loaded()?;
+            if known.get(&half(&id)) == Some(&index) {
+                known.remove(&half(&id));
+            }
+            next = index + 1;
         }
-        if !rewritten.is_empty() {
-            rewritten.delete_range_cf(meta, keys::request(&[0; ID]), keys::request(&[0xff; ID]));
-            rewritten.delete_cf(meta, keys::request(&[0xff; ID]));
-            db.write_opt(rewritten, &without_wal())
-                .map_err(io::Error::other)?;
+        if next > self.swept {
+            // From the very first: what an earlier run has left goes too.
+            batch.delete_range_cf(meta, keys::request_at(0), keys::request_at(next));
+            self.swept = next;
         }
-        Ok(found)
-    }
-
-    pub(super) fn get(&self, request: &[u8; ID]) -> Option<Applied> {
-        self.by_id.get(request).copied()
-    }
-
-    /// Request id of the command at `index`.
-    pub(super) fn at(&self, index: u64) -> Option<[u8; ID]> {
-        let found = self.order.binary_search_by_key(&index, |(index, _)| *index);
-        self.order.get(found.ok()?).map(|(_, id)| *id)
-    }
-
-    pub(super) fn remember(&mut self, request: [u8; ID], applied: Applied) {
-        self.by_id.insert(request, applied);
-        self.order.push_back((applied.index, request));
-    }
-
-    /// Forgets the command at `index`, the oldest there is.
-    pub(super) fn forget(&mut self, request: &[u8; ID], index: u64) {
-        if self.by_id.get(request).is_some_and(|a| a.index == index) {
-            self.by_id.remove(request);
-        }
-        while self.order.front().is_some_and(|(first, _)| *first <= index) {
-            self.order.pop_front();
-        }
+        Ok(())
     }
 }
 
-/// The oldest entry whose command is remembered when `applied` is the last one.
-fn first_remembered(applied: u64) -> u64 {
-    (applied + 1).saturating_sub(REMEMBERED_ENTRIES)
+fn load(db: &DB, from: u64, applied: u64) -> io::Result<Index> {
+    let meta = cf(db, CF_META)?;
+    let first = keys::request_at(from);
+    let end = keys::request_at(applied.saturating_add(1));
+    let mut found = Index::new();
+    for item in db.iterator_cf(meta, IteratorMode::From(&first, Direction::Forward)) {
+        let (key, row) = item.map_err(io::Error::other)?;
+        if *key >= end[..] {
+            break;
+        }
+        let index = keys::request_index(&key).ok_or_else(|| damaged("a request's index"))?;
+        let (id, _) = decode(index, &row)?;
+        found.insert(half(&id), index);
+    }
+    Ok(found)
 }
 
-/// Adds the removal of forgotten rows to `batch`, now and then.
-pub(super) fn sweep(db: &DB, batch: &mut WriteBatch, before: u64, after: u64) -> io::Result<()> {
-    let first = first_remembered(after);
-    if before / SWEEP_EVERY != after / SWEEP_EVERY && first > 0 {
-        let meta = cf(db, CF_META)?;
-        batch.delete_range_cf(meta, keys::request_at(0), keys::request_at(first));
+/// An early version kept the outcome under the request id, and the id alone under the index.
+fn rewrite_first_layout(db: &DB, applied: u64) -> io::Result<()> {
+    let meta = cf(db, CF_META)?;
+    let mut options = ReadOptions::default();
+    options.set_iterate_range(keys::request(&[0; ID])..keys::request(&[0xff; ID]));
+    // Other bookkeeping has names that begin with the same letter.
+    let mut early = db.iterator_cf_opt(meta, options, IteratorMode::Start);
+    if !early.any(|item| item.is_ok_and(|(key, _)| key.len() == ID + 1)) {
+        return Ok(());
+    }
+    let first = keys::request_at((applied + 1).saturating_sub(REMEMBERED_ENTRIES));
+    let end = keys::request_at(applied.saturating_add(1));
+    let mut rewritten = WriteBatch::default();
+    for item in db.iterator_cf(meta, IteratorMode::From(&first, Direction::Forward)) {
+        let (key, value) = item.map_err(io::Error::other)?;
+        if *key >= end[..] {
+            break;
+        }
+        let Ok(id) = <[u8; ID]>::try_from(&value[..]) else {
+            continue;
+        };
+        let stored = db
+            .get_pinned_cf(meta, keys::request(&id))
+            .map_err(io::Error::other)?;
+        let stored = stored.ok_or_else(|| damaged("a remembered outcome"))?;
+        let applied = decode_applied(&stored)?;
+        let remembered = Remembered {
+            applied,
+            at_ms: None,
+        };
+        rewritten.put_cf(meta, &key, encode(&id, &remembered));
+    }
+    if !rewritten.is_empty() {
+        rewritten.delete_range_cf(meta, keys::request(&[0; ID]), keys::request(&[0xff; ID]));
+        rewritten.delete_cf(meta, keys::request(&[0xff; ID]));
+        db.write_opt(rewritten, &without_wal())
+            .map_err(io::Error::other)?;
     }
     Ok(())
 }
 
-/// The row of a command, under its log index: `request id 16 | outcome u8 | op u32 BE`.
-pub(super) fn encode(request: &[u8; ID], applied: &Applied) -> Vec<u8> {
-    let (outcome, op) = match applied.outcome {
+/// The row of a command, under its log index: `request id 16 | outcome u8 | op u32 BE`, and since requests are remembered
+/// by time `| milliseconds u64 BE`.
+pub(super) fn encode(request: &[u8; ID], remembered: &Remembered) -> Vec<u8> {
+    let (outcome, op) = match remembered.applied.outcome {
         Outcome::Applied => (0u8, 0),
         Outcome::CheckFailed { op } => (1, op),
         Outcome::Superseded => (2, 0),
     };
-    [&request[..], &[outcome], &op.to_be_bytes()].concat()
+    let time = remembered.at_ms.map(u64::to_be_bytes);
+    [
+        &request[..],
+        &[outcome],
+        &op.to_be_bytes(),
+        time.as_ref().map_or(&[], |time| &time[..]),
+    ]
+    .concat()
 }
 
-fn decode(index: u64, row: &[u8]) -> io::Result<([u8; ID], Applied)> {
+fn decode(index: u64, row: &[u8]) -> io::Result<([u8; ID], Remembered)> {
     let parts = row
         .split_first_chunk::<ID>()
         .and_then(|(id, rest)| Some((id, rest.split_first_chunk::<1>()?)))
-        .and_then(|(id, (kind, op))| Some((id, kind, <[u8; 4]>::try_from(op).ok()?)));
-    let Some((id, &[kind], op)) = parts else {
+        .and_then(|(id, (kind, rest))| Some((id, kind, rest.split_first_chunk::<4>()?)));
+    let Some((id, &[kind], (&op, time))) = parts else {
         return Err(damaged("a remembered outcome"));
     };
     let outcome = match kind {
@@ -137,7 +229,12 @@ fn decode(index: u64, row: &[u8]) -> io::Result<([u8; ID], Applied)> {
         2 => Outcome::Superseded,
         _ => return Err(damaged("a remembered outcome")),
     };
-    Ok((*id, Applied { index, outcome }))
+    let at_ms = match time {
+        [] => None,
+        time => Some(be_u64(time).ok_or_else(|| damaged("a remembered outcome"))?),
+    };
+    let applied = Applied { index, outcome };
+    Ok((*id, Remembered { applied, at_ms }))
 }
 
 #[cfg(test)]
@@ -151,33 +248,18 @@ mod tests {
             Outcome::CheckFailed { op: 77 },
             Outcome::Superseded,
         ] {
-            let applied = Applied { index: 12, outcome };
-            let row = encode(&[7; 16], &applied);
-            assert_eq!(decode(12, &row).unwrap(), ([7; 16], applied));
-            for len in 0..row.len() {
-                assert!(decode(12, &row[..len]).is_err());
+            for at_ms in [None, Some(5)] {
+                let applied = Applied { index: 12, outcome };
+                let remembered = Remembered { applied, at_ms };
+                let row = encode(&[7; 16], &remembered);
+                assert_eq!(decode(12, &row).unwrap(), ([7; 16], remembered));
+                // Without its time it is one from before there were times.
+                for len in (0..row.len()).filter(|len| *len != 21) {
+                    assert!(decode(12, &row[..len]).is_err());
+                }
+                assert!(decode(12, &[&row[..], &[0]].concat()).is_err());
             }
-            assert!(decode(12, &[&row[..], &[0]].concat()).is_err());
         }
         assert!(decode(1, &[&[0; 16][..], &[3, 0, 0, 0, 0]].concat()).is_err());
-    }
-
-    #[test]
-    fn the_oldest_leave_first_and_ids_used_again_stay() {
-        let mut outcomes = Outcomes::default();
-        let applied = |index| Applied {
-            index,
-            outcome: Outcome::Applied,
-        };
-        for (id, index) in [(1, 5), (2, 6), (1, 9)] {
-            outcomes.remember([id; 16], applied(index));
-        }
-        assert_eq!(outcomes.at(6), Some([2; 16]));
-        assert_eq!(outcomes.at(7), None);
-        outcomes.forget(&[1; 16], 5);
-        assert_eq!(outcomes.get(&[1; 16]), Some(applied(9)));
-        outcomes.forget(&[2; 16], 6);
-        assert_eq!(outcomes.get(&[2; 16]), None);
-        assert_eq!(outcomes.order.len(), 1);
     }
 }

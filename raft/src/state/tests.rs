@@ -347,8 +347,9 @@ async fn outcomes_survive_a_restart_and_so_do_those_of_the_first_layout() {
     apply(&stores, entries().collect()).await;
     let known = |stores: &Stores, id: u8| {
         let live = stores.state.live.load();
-        let outcomes = lock(&live.as_ref().unwrap().outcomes);
-        outcomes.get(&[id; 16]).map(|applied| applied.index)
+        let mut outcomes = lock(&live.as_ref().unwrap().outcomes);
+        let found = outcomes.get(&live.as_ref().unwrap().db, &[id; 16]);
+        found.unwrap().map(|found| found.applied.index)
     };
     assert_eq!(known(&stores, 5), Some(4));
     {
@@ -400,6 +401,107 @@ async fn a_watched_key_is_told_of_every_write() {
     apply(&stores, vec![entry]).await;
     assert_eq!(state.mod_index(b"a").unwrap(), None);
     stores.close().await;
+}
+
+/// A command that only remembers: request `number`, proposed at this time.
+fn request(index: u64, number: u64, ms: u64) -> Entry {
+    let mut request_id = [1; 16];
+    request_id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    let command = Command {
+        request_id,
+        proposed_at_ms: ms,
+        ..Command::default()
+    };
+    Entry {
+        log_id: log_id(1, 1, index),
+        payload: EntryPayload::Normal(command.encode()),
+    }
+}
+
+fn window(index: u64) -> Entry {
+    Entry {
+        log_id: log_id(1, 1, index),
+        payload: EntryPayload::Normal(Command::window()),
+    }
+}
+
+/// Rows of remembered requests on disk.
+fn remembered(state: &State) -> usize {
+    let db = state.db().unwrap();
+    let items = db.iterator_cf(cf(&db, CF_META).unwrap(), IteratorMode::Start);
+    items
+        // `installed` is as long as such a key and begins like one.
+        .filter(|item| {
+            let index = keys::request_index(&item.as_ref().unwrap().0);
+            index.is_some_and(|index| index < 1 << 40)
+        })
+        .count()
+}
+
+#[tokio::test]
+async fn forgotten_requests_leave_the_disk_and_the_window_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let (state, minute) = (stores.state(), 60_000);
+    apply(&stores, (0..10).map(|i| request(i, i, minute)).collect()).await;
+    apply(&stores, vec![window(10)]).await;
+    assert_eq!(remembered(&state), 10);
+    // Forty minutes of five hundred requests each.
+    let mut index = 11;
+    for batch in 0..40 {
+        let entries = (0..500).map(|i| request(index + i, index + i, (batch + 1) * minute));
+        apply(&stores, entries.collect()).await;
+        index += 500;
+    }
+    // The ten from before hold by distance, and nothing behind them goes before they do.
+    assert_eq!(remembered(&state), 20_010);
+    let far = 70_000;
+    for batch in 0..4 {
+        let entries = (0..4096).map(|i| {
+            let index = far + batch * 4096 + i;
+            request(index, index, 40 * minute)
+        });
+        apply(&stores, entries.collect()).await;
+    }
+    // What is left: ten minutes' worth.
+    let kept = remembered(&state);
+    assert_eq!(kept, 5_500 + 4 * 4096);
+    let memory = state.position().borrow().memory;
+    assert_eq!((memory.window, memory.clock_ms), (true, 40 * minute));
+    stores.close().await;
+
+    let state = State::open(dir.path(), &identity(1)).unwrap();
+    assert_eq!(state.position().borrow().memory, memory);
+    let format = state
+        .db()
+        .unwrap()
+        .get_cf(cf(&state.db().unwrap(), CF_META).unwrap(), META_FORMAT)
+        .unwrap()
+        .unwrap();
+    assert_eq!(format[..4], keys::WINDOW_FORMAT.to_be_bytes());
+}
+
+#[tokio::test]
+async fn the_window_goes_with_a_snapshot() {
+    use openraft::RaftSnapshotBuilder;
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Stores::open(here.path(), &identity(1)).unwrap();
+    apply(&source, vec![window(0), request(1, 1, 5)]).await;
+    let mut machine = Machine::new(source.state(), source.log.clone());
+    let mut builder = machine.get_snapshot_builder().await;
+    let snapshot = builder.build_snapshot().await.unwrap();
+    let target = Stores::open(there.path(), &identity(2)).unwrap();
+    let mut installer = Machine::new(target.state(), target.log.clone());
+    installer
+        .install_snapshot(&snapshot.meta, snapshot.snapshot)
+        .await
+        .unwrap();
+    let memory = target.state().position().borrow().memory;
+    assert_eq!((memory.window, memory.clock_ms), (true, 5));
+    assert_eq!(remembered(&target.state()), 1);
+    source.close().await;
+    target.close().await;
+    drop(State::open(there.path(), &identity(2)).unwrap());
 }
 
 /// Stores whose log syncs only when told to, and with this result.

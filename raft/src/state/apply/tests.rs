@@ -11,9 +11,9 @@ struct Model {
     families: BTreeMap<&'static str, BTreeMap<Bytes, (u64, Bytes)>>,
     restored: (u64, [u8; 16]),
     staging: Option<Staging>,
-    requests: BTreeMap<[u8; 16], Applied>,
-    at: BTreeMap<u64, [u8; 16]>,
+    requests: BTreeMap<[u8; 16], Remembered>,
     puts: u64,
+    memory: Memory,
 }
 
 impl View for Model {
@@ -30,17 +30,18 @@ impl View for Model {
         Ok(self.staging)
     }
 
-    fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Applied>> {
-        Ok(self.requests.get(request).copied())
+    fn memory(&self) -> Memory {
+        self.memory
     }
 
-    fn request_at(&self, index: u64) -> io::Result<Option<[u8; 16]>> {
-        Ok(self.at.get(&index).copied())
+    fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Remembered>> {
+        Ok(self.requests.get(request).copied())
     }
 }
 
 impl Model {
-    fn carry_out(&mut self, changes: Changes) {
+    fn carry_out(&mut self, mut changes: Changes) {
+        self.memory = *changes.memory_after(self);
         self.puts = (self.puts + changes.puts).max(changes.puts_floor);
         for change in changes.list {
             match change {
@@ -54,14 +55,10 @@ impl Model {
                 Change::Clear { family } => self.family(family).clear(),
                 Change::Staging(staging) => self.staging = staging,
                 Change::Restored { restores, id } => self.restored = (restores, id),
-                Change::Remember { request, applied } => {
-                    self.requests.insert(request, applied);
-                    self.at.insert(applied.index, request);
+                Change::Remember { request, outcome } => {
+                    self.requests.insert(request, outcome);
                 }
-                Change::Forget { request, index } => {
-                    self.requests.remove(&request);
-                    self.at.remove(&index);
-                }
+                Change::Window => {}
             }
         }
     }
@@ -92,13 +89,27 @@ impl Model {
             left = rest;
             let mut changes = Changes::default();
             for command in batch {
-                changes.enter(self, log_id(1, 1, index)).unwrap();
+                changes.enter(log_id(1, 1, index));
+                // What `Command::window` is decoded to, marked by a time that no other command has here.
+                if command.proposed_at_ms == WINDOW {
+                    changes.window(self);
+                }
                 outcomes.push(changes.apply(self, index, command.clone()).unwrap());
                 index += 1;
             }
             self.carry_out(changes);
         }
         outcomes
+    }
+}
+
+/// The time that stands for [`Command::window`]: below every other, so that the clock does not move.
+const WINDOW: u64 = 1;
+
+fn window() -> Command {
+    Command {
+        proposed_at_ms: WINDOW,
+        ..Command::default()
     }
 }
 
@@ -117,9 +128,11 @@ fn small_command() -> impl Strategy<Value = Command> {
     ];
     let step = proptest::option::weighted(0.5, small_step());
     let ops = proptest::collection::vec(op, 0..4);
-    (0u8..6, 0u64..3, step, ops).prop_map(|(id, restores, step, ops)| Command {
+    let minutes = prop_oneof![Just(0), 2u64..40];
+    let parts = (0u8..6, minutes, 0u64..3, step, ops);
+    parts.prop_map(|(id, minutes, restores, step, ops)| Command {
         request_id: [id; 16],
-        proposed_at_ms: 0,
+        proposed_at_ms: minutes * 60_000,
         restores,
         ops: step.into_iter().map(Op::Restore).chain(ops).collect(),
     })
@@ -175,11 +188,78 @@ fn chunk(id: u8, seq: u64) -> RestoreStep {
     }
 }
 
+fn any_command() -> impl Strategy<Value = Command> {
+    prop_oneof![8 => small_command(), 1 => Just(window())]
+}
+
+/// What the rules say of commands at these indexes, found by looking at all of them: the index whose outcome each gets.
+fn by_the_rules(commands: &[(u64, Command)]) -> Vec<u64> {
+    let (mut window, mut clock) = (false, 0);
+    let mut took_effect: Vec<([u8; 16], u64, Option<u64>)> = Vec::new();
+    let mut found = Vec::new();
+    for (index, command) in commands {
+        window |= command.proposed_at_ms == WINDOW;
+        if window {
+            clock = command.proposed_at_ms.max(clock);
+        }
+        let id = command.request_id;
+        let last = took_effect.iter().rev().find(|(other, _, _)| *other == id);
+        let repeated = last.filter(|(_, at_index, at_ms)| match at_ms {
+            None => index - at_index < REMEMBERED_ENTRIES,
+            Some(at) => index - at_index < WINDOW_ENTRIES && clock - at <= WINDOW_MS,
+        });
+        match repeated {
+            Some((_, first, _)) if id != [0; 16] => found.push(*first),
+            _ => {
+                found.push(*index);
+                took_effect.push((id, *index, window.then_some(clock)));
+            }
+        }
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Forgetting is what the rules say, wherever the switch between them comes and however far apart commands are.
+    #[test]
+    fn forgetting_follows_the_rules(
+        parts in proptest::collection::vec(
+            (proptest::collection::vec(any_command(), 1..12), prop_oneof![
+                Just(1u64),
+                Just(REMEMBERED_ENTRIES - 5),
+                Just(REMEMBERED_ENTRIES),
+                Just(WINDOW_ENTRIES - 5),
+                Just(WINDOW_ENTRIES),
+            ]),
+            1..5,
+        ),
+        batch in 1usize..6,
+    ) {
+        let mut model = Model::default();
+        let (mut index, mut outcomes, mut commands) = (1, Vec::new(), Vec::new());
+        for (mut part, gap) in parts {
+            for command in &mut part {
+                // Restores are another matter.
+                command.restores = 0;
+                command.ops.retain(|op| !matches!(op, Op::Restore(_)));
+            }
+            outcomes.extend(model.run(index, &part, &[batch]));
+            commands.extend((index..).zip(part.iter().cloned()));
+            index += part.len() as u64;
+            index += gap;
+        }
+        let got: Vec<u64> = outcomes.iter().map(|outcome| outcome.index).collect();
+        prop_assert_eq!(got, by_the_rules(&commands));
+    }
+}
+
 proptest! {
     /// Followers batch as they like; the state and every outcome must not depend on it.
     #[test]
     fn batching_changes_nothing(
-        commands in proptest::collection::vec(small_command(), 0..40),
+        commands in proptest::collection::vec(any_command(), 0..40),
         batches in proptest::collection::vec(1usize..8, 1..5),
     ) {
         let (mut one, mut other) = (Model::default(), Model::default());
@@ -189,8 +269,15 @@ proptest! {
 
     /// A repeated request is answered as the first was and changes nothing.
     #[test]
-    fn a_request_is_applied_once(commands in proptest::collection::vec(small_command(), 1..20)) {
+    fn a_request_is_applied_once(
+        mut commands in proptest::collection::vec(small_command(), 1..20),
+        in_window: bool,
+    ) {
         let mut model = Model::default();
+        if in_window {
+            model.memory.window = true;
+        }
+        commands.iter_mut().for_each(|command| command.proposed_at_ms = 7);
         let first = model.run(1, &commands, &[3]);
         let before = model.clone();
         let again = model.run(100, &commands, &[4]);
@@ -228,7 +315,6 @@ fn requests_are_forgotten_in_order_and_exactly_when_due() {
     let due = 10 + REMEMBERED_ENTRIES;
     assert_eq!(later.run(due, &[put(1)], &[1])[0].index, due);
     assert_eq!(model.run(due - 1, &[put(2), put(1)], &[2])[1].index, due);
-    assert_eq!(model.requests.len(), 2);
 }
 
 fn put(key: u8, restores: u64) -> Command {
@@ -316,4 +402,52 @@ fn a_restore_that_is_not_whole_changes_nothing() {
         assert_eq!(model.restored.0, 0, "{what}");
         assert_eq!(model.names(), [9], "{what}");
     }
+}
+
+#[test]
+fn the_window_is_ten_minutes_or_a_million_entries() {
+    let put = |id: u8, ms: u64| Command {
+        request_id: [id; 16],
+        proposed_at_ms: ms,
+        ops: vec![Op::Delete {
+            key: Bytes::from_static(b"k"),
+        }],
+        ..Command::default()
+    };
+    let mut model = Model::default();
+    model.run(1, &[window()], &[1]);
+    let start = 1_000_000;
+    let first = model.run(10, &[put(1, start)], &[1]);
+    for (index, ms, repeats) in [
+        (11, start, true),
+        (11, 0, true),
+        (11, start + WINDOW_MS, true),
+        (11, start + WINDOW_MS + 1, false),
+        (9 + WINDOW_ENTRIES, start, true),
+        (10 + WINDOW_ENTRIES, start, false),
+        // Beyond the old distance.
+        (10 + 2 * REMEMBERED_ENTRIES, start, true),
+    ] {
+        let again = model.clone().run(index, &[put(1, ms)], &[1]);
+        assert_eq!(again == first, repeats, "{index} {ms}");
+        assert_eq!(again[0].index, if repeats { 10 } else { index });
+    }
+    // A clock that is ahead does not go back.
+    model.run(11, &[put(2, start + WINDOW_MS + 1)], &[1]);
+    assert_eq!(model.run(12, &[put(1, start)], &[1])[0].index, 12);
+}
+
+#[test]
+fn what_was_remembered_before_the_window_stays_so() {
+    let put = |id: u8| Command {
+        request_id: [id; 16],
+        proposed_at_ms: 5_000,
+        ..Command::default()
+    };
+    let mut model = Model::default();
+    let first = model.run(10, &[put(1), window(), window()], &[3]);
+    assert!(model.memory.window);
+    let late = 10 + REMEMBERED_ENTRIES;
+    assert_eq!(model.clone().run(late - 1, &[put(1)], &[1])[0], first[0]);
+    assert_eq!(model.run(late, &[put(1)], &[1])[0].index, late);
 }

@@ -337,9 +337,19 @@ fn close_unused(db: Arc<DB>) -> io::Result<()> {
 fn claim_foreign(db: &DB, state: &State, last: Option<LogId>) -> io::Result<()> {
     let meta = cf(db, CF_META)?;
     let found = db.get_cf(meta, META_FORMAT).map_err(io::Error::other)?;
-    let ours = keys::format_value(&state.identity.cluster_id, state.identity.raft_id);
+    let found = found.unwrap_or_default();
+    // The snapshot's layout stays: it says how requests are remembered.
+    let layout = [keys::FORMAT, keys::WINDOW_FORMAT]
+        .into_iter()
+        .find(|layout| found.starts_with(&layout.to_be_bytes()));
+    let owner = &state.identity;
+    let ours = keys::format_value_of(
+        layout.unwrap_or(keys::FORMAT),
+        &owner.cluster_id,
+        owner.raft_id,
+    );
     // Layout and cluster id, without the Raft id.
-    if found.as_deref().and_then(|value| value.get(..20)) != ours.get(..20) {
+    if layout.is_none() || found.get(..20) != ours.get(..20) {
         return Err(io::Error::other(
             "the snapshot is of another cluster or another layout",
         ));
