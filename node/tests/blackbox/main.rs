@@ -16,6 +16,7 @@ mod configuration;
 mod crash;
 mod disk;
 mod failover;
+mod five;
 mod forwarding;
 mod health;
 mod hsm;
@@ -27,6 +28,7 @@ mod members;
 mod misconfigured;
 mod snapshots;
 mod strangers;
+mod upgrade;
 mod values;
 mod walkthrough;
 
