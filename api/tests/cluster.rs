@@ -150,6 +150,24 @@ async fn autopilots_settings_are_kept_and_checked() {
 }
 
 #[tokio::test]
+async fn without_a_leader_a_node_says_what_it_knows_if_that_is_enough() {
+    let (cluster, nodes, token) = Cluster::start(2).await;
+    cluster.set_leader(None);
+    for (path, status) in [
+        ("sys/storage/raft/configuration", 200),
+        ("sys/ha-status", 200),
+        ("sys/storage/raft/autopilot/state", 503),
+    ] {
+        let mut asked = request("GET", path, &token, "");
+        asked.headers_mut().insert(
+            "x-strongroom-consistency",
+            http::HeaderValue::from_static("stale"),
+        );
+        assert_eq!(nodes[1].send(asked).await.code(), status, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn every_node_gives_the_leaders_view() {
     let (cluster, nodes, token) = Cluster::start(2).await;
     cluster.set_leader(Some(1));

@@ -207,7 +207,9 @@ impl Server {
         }
         let core = core.ok_or(ApiError::Sealed)?;
         let wanted = request::wanted(&head.headers)?;
-        let mut answer = if sys::only_reads(&api) {
+        // What the leader should answer is answered here for who takes what this node knows: there may be no leader.
+        let here = sys::only_reads(&api) || (wanted.stale && !api.operation.is_write());
+        let mut answer = if here {
             read(&core, &wanted, hold(deadline))
                 .await?
                 .mark(self.carry_out(&core, &api).await?)
