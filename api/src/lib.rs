@@ -28,8 +28,11 @@ pub mod token;
 
 use zeroize::Zeroizing;
 
-pub use self::http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, forwarded_router, router};
 use self::ports::{Barrier, BarrierError, SealWrap, StoredBatch};
+pub use self::{
+    http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, forwarded_router, router},
+    sys::snapshot_auto,
+};
 
 /// Why the first entries of a cluster could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -76,6 +76,9 @@ pub enum StoreError {
     /// Nothing was written: a condition of the batch did not hold.
     #[error("a condition of the write did not hold")]
     CheckFailed,
+    /// Nothing was written or read: a restore has replaced all data, and with it the keys that this store was opened by.
+    #[error("the data have just been replaced by a restore")]
+    Superseded,
     /// The write may or may not be applied later.
     #[error("the outcome of the write is unknown")]
     Unknown,
@@ -543,6 +546,31 @@ pub enum MetricsFormat {
     Prometheus,
 }
 
+/// Bytes of any length on their way, such as a snapshot.
+pub type Stream = axum::body::Body;
+
+/// Why a snapshot was not taken or not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// What was sent cannot be restored; the text is for the caller. Nothing has changed.
+    #[error("{0}")]
+    BadSnapshot(String),
+    /// The snapshot's checksums were not sealed by this cluster's HSM key. Nothing has changed.
+    #[error(
+        "could not verify hash file, possibly the snapshot is using a different autoseal key; use the snapshot-force API to bypass this check"
+    )]
+    OtherSeal,
+    /// Another node leads. Nothing has changed.
+    #[error("this node is not the leader")]
+    NotLeader,
+    /// It cannot be done now; the text says why. Nothing has changed.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The restore may have been carried out.
+    #[error("the outcome of the restore is unknown")]
+    Unknown,
+}
+
 /// The node around the API: lifecycle, cluster facts, forwarding.
 #[async_trait]
 pub trait Node: Send + Sync + 'static {
@@ -586,6 +614,18 @@ pub trait Node: Send + Sync + 'static {
     ) -> Result<http::Response<Bytes>, ForwardError>;
     /// This node's figures; `None`: the configuration turns this form off.
     fn metrics(&self, format: MetricsFormat) -> Option<String>;
+    /// As [`Node::core`], waiting while the node is between two of them, for as long as that is worth it.
+    async fn core_soon(&self, until: Instant) -> Option<Arc<Core>>;
+    /// The state as a snapshot file. The caller has made sure that this node's state is recent enough.
+    async fn snapshot(&self) -> Result<Stream, SnapshotError>;
+    /// Replaces all data by those of a snapshot file. Only the leader can, or a node that is not initialised.
+    async fn restore(&self, file: Stream, force: bool) -> Result<(), SnapshotError>;
+    /// As [`Node::forward`] for a body of any length, which can be sent once only. `until` bounds the wait for a leader.
+    async fn forward_stream(
+        &self,
+        request: http::Request<Stream>,
+        until: Instant,
+    ) -> Result<http::Response<Bytes>, ForwardError>;
     /// Whether the node is about to stop: `sys/health` says so before anything else changes, so that a load balancer
     /// sends requests elsewhere while this node still serves those it has.
     fn is_leaving(&self) -> bool {

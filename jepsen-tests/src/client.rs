@@ -179,6 +179,18 @@ impl Client {
         Connection::open(self)?.exchange(method, &head, body)
     }
 
+    /// Announces a body of `length` bytes, sends `part` of it, and goes away.
+    ///
+    /// # Panics
+    /// If the server cannot be reached.
+    pub fn cut_off(&self, method: &str, path: &str, length: usize, part: &[u8]) {
+        let head = self.head(method, path.as_bytes(), length, "close");
+        let mut connection = Connection::open(self).expect("a connection");
+        // The server may have closed it: it is cut off either way.
+        let _ = connection.stream.write_all(&[&head, part].concat());
+        let _ = connection.stream.flush();
+    }
+
     fn head(&self, method: &str, path: &[u8], length: usize, connection: &str) -> Vec<u8> {
         let mut head = Vec::with_capacity(256);
         head.extend_from_slice(method.as_bytes());

@@ -8,6 +8,7 @@
 //! - What may have been carried out is not sent again, unless it only reads.
 
 mod tls;
+mod transfer;
 
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,9 @@ pub(crate) enum ClientError {
     /// The server sends the client around.
     #[error("more than {MAX_REDIRECTS} redirects")]
     Redirects,
+    /// What was received could not be kept, or what is to be sent not be read.
+    #[error("the file could not be used")]
+    Sink(#[source] std::io::Error),
     /// The redirect would send the token in the clear.
     #[error("refused a redirect from https to http")]
     Downgrade,
@@ -213,12 +217,17 @@ impl Client {
         body: &Bytes,
     ) -> Result<Response<Bytes>, ClientError> {
         let invalid = || ClientError::Address(uri.to_string());
+        let request = build(method, uri, headers, body).ok_or_else(invalid)?;
+        let stream = self.connect(uri).await?;
+        talk(stream, request).await
+    }
+
+    async fn connect(&mut self, uri: &Uri) -> Result<Box<dyn Connection>, ClientError> {
+        let invalid = || ClientError::Address(uri.to_string());
         let is_tls = uri.scheme_str() == Some("https");
         let host = uri.host().ok_or_else(invalid)?;
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let authority = uri.authority().ok_or_else(invalid)?.as_str();
-        let request = build(method, uri, headers, body).ok_or_else(invalid)?;
-
         let bare_host = host.trim_start_matches('[').trim_end_matches(']');
         let failed = |source| ClientError::Connect {
             authority: authority.to_owned(),
@@ -230,7 +239,7 @@ impl Client {
         // Requests are small and wait for their answer: never worth a delay.
         stream.set_nodelay(true).map_err(failed)?;
         if !is_tls {
-            return talk(stream, request).await;
+            return Ok(Box::new(stream));
         }
         let name = self
             .settings
@@ -241,7 +250,7 @@ impl Client {
         let name = ServerName::try_from(name.to_owned()).map_err(|_| invalid())?;
         let connector = self.connector()?;
         let stream = connector.connect(name, stream).await.map_err(failed)?;
-        talk(stream, request).await
+        Ok(Box::new(stream))
     }
 
     fn connector(&mut self) -> Result<TlsConnector, TlsError> {
@@ -253,6 +262,11 @@ impl Client {
         Ok(connector)
     }
 }
+
+/// TCP, or TLS on it.
+trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
 /// An absolute `http` or `https` URL.
 fn parse(url: &str) -> Result<Uri, ClientError> {
@@ -285,10 +299,10 @@ fn build(
     Some(request)
 }
 
-async fn talk<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, ClientError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn talk(
+    stream: Box<dyn Connection>,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Bytes>, ClientError> {
     let broken = |error: hyper::Error| ClientError::Broken(Box::new(error));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await

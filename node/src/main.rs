@@ -15,6 +15,7 @@ mod clock;
 mod config;
 mod inspect;
 mod server;
+mod snapshot;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     mounts::MountError,
-    ports::{BarrierError, ClusterError, InitError, JoinError, StoreError},
+    ports::{BarrierError, ClusterError, InitError, JoinError, SnapshotError, StoreError},
     storage::StorageError,
 };
 
@@ -203,6 +203,7 @@ impl From<StoreError> for ApiError {
             StoreError::CheckFailed => {
                 Self::Unavailable("another request changed this first; try again".to_owned())
             }
+            StoreError::Superseded => Self::Unavailable(format!("{error}; try again")),
             StoreError::Unknown => Self::OutcomeUnknown,
             StoreError::Fatal(details) => Self::Internal(details),
         }
@@ -265,6 +266,18 @@ impl From<ClusterError> for ApiError {
             ClusterError::Refused(why) => Self::BadRequest(why),
             ClusterError::Unavailable(why) => Self::Unavailable(why),
             ClusterError::Failed(why) => Self::Internal(why),
+        }
+    }
+}
+
+impl From<SnapshotError> for ApiError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::BadSnapshot(why) => Self::BadRequest(why),
+            SnapshotError::OtherSeal => Self::BadRequest(error.to_string()),
+            SnapshotError::NotLeader => Self::NotLeader,
+            SnapshotError::Unavailable(why) => Self::Unavailable(why),
+            SnapshotError::Unknown => Self::OutcomeUnknown,
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod error;
 mod limits;
 pub mod request;
 pub mod response;
+mod snapshot;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -126,7 +127,12 @@ impl Server {
         );
         let may_write = !matches!(request.method().as_str(), "GET" | "HEAD" | "LIST");
         let began = Instant::now();
-        let deadline = began + self.settings.max_request_duration;
+        let longest = if snapshot::is_streamed(request.uri().path()) {
+            snapshot::LONGEST
+        } else {
+            self.settings.max_request_duration
+        };
+        let deadline = began + longest;
         let place = self.settings.limits.enter();
         let work = async {
             // What tells how the node is must get through, or an overloaded node is taken for a dead one.
@@ -162,14 +168,20 @@ impl Server {
         let path = request::path(&head.uri)?;
         let query = request::query(&head.uri);
         let operation = request::operation(&head.method, &head.headers, &path, &query)?;
-        let core = self.node.core();
         if path == sys::metrics::PATH && !self.from_follower {
-            let (node, access) = (&*self.node, self.settings.metrics);
-            let core = core.as_deref();
+            let (node, core) = (&*self.node, self.node.core());
+            let (core, access) = (core.as_deref(), self.settings.metrics);
             return sys::metrics::answer(node, core, access, operation, &head.headers, &query)
                 .await;
         }
-        if !sys::is_local(&path) {
+        if snapshot::is_streamed(head.uri.path()) {
+            let asked = snapshot::Asked { operation, path };
+            return self.snapshot(asked, head, body).await;
+        }
+        let core = if sys::is_local(&path) {
+            self.node.core()
+        } else {
+            let core = self.node.core_soon(hold(deadline)).await;
             if core.is_none() {
                 return Err(if self.node.seal_status().removed_from_cluster {
                     ApiError::Removed
@@ -178,8 +190,8 @@ impl Server {
                 });
             }
             request::check_headers(&head.headers)?;
-        }
-
+            core
+        };
         let mut memory = Vec::new();
         let body = match operation {
             Operation::Write | Operation::Patch => self.body(body, &mut memory).await?,
@@ -363,27 +375,7 @@ impl Server {
 
     /// Sends the request to the leader. `NotLeader`, `NoLeader`: nothing was written.
     async fn forward(&self, whole: &Request<Bytes>, until: Instant) -> Result<Answer, ApiError> {
-        match self.node.forward(clone_request(whole), until).await {
-            Ok(response) => {
-                let (head, body) = response.into_parts();
-                match head.headers.get(&NOT_LEADER) {
-                    None => {}
-                    Some(outcome) if outcome == NOTHING_DONE => return Err(ApiError::NotLeader),
-                    Some(_) => return Err(ApiError::OutcomeUnknown),
-                }
-                let mut headers = head.headers;
-                headers.remove(header::CONTENT_LENGTH);
-                headers.remove(header::DATE);
-                Ok(Answer {
-                    status: head.status,
-                    headers,
-                    body,
-                })
-            }
-            Err(ForwardError::NotSent(_)) => Err(ApiError::NotLeader),
-            Err(ForwardError::NoLeader) => Err(ApiError::NoLeader),
-            Err(ForwardError::Unknown(_)) => Err(ApiError::OutcomeUnknown),
-        }
+        forwarded(self.node.forward(clone_request(whole), until).await)
     }
 
     /// Authenticates, authorises and answers, here and now.
@@ -392,18 +384,7 @@ impl Server {
         if let Some(reply) = sys::unauthenticated(&*self.node, core, api).await? {
             return Ok(Answer::of(reply, &id));
         }
-        let caller = match &api.token {
-            None => return Err(ApiError::Denied),
-            Some(token) => core
-                .tokens()
-                .lookup(core.storage(), token)
-                .await?
-                .ok_or(ApiError::Denied)?,
-        };
-        // Policies other than root cannot be made yet; what is not allowed is denied.
-        if !caller.is_root() {
-            return Err(ApiError::Denied);
-        }
+        let caller = authenticate(core, api.token.as_ref()).await?;
         if api.operation.has_body() && api.path.ends_with('/') {
             return Err(ApiError::BadRequest(
                 "cannot write to a path ending in '/'".to_owned(),
@@ -465,6 +446,52 @@ async fn read(core: &Core, wanted: &Wanted, deadline: Instant) -> Result<Fresh, 
     Ok(Fresh::Stale {
         applied: applied.max(seen),
     })
+}
+
+/// What a leader's answer means here. `NotLeader`, `NoLeader`: nothing was written.
+fn forwarded(outcome: Result<Response<Bytes>, ForwardError>) -> Result<Answer, ApiError> {
+    match outcome {
+        Ok(response) => {
+            let (head, body) = response.into_parts();
+            match head.headers.get(&NOT_LEADER) {
+                None => {}
+                Some(outcome) if outcome == NOTHING_DONE => return Err(ApiError::NotLeader),
+                Some(_) => return Err(ApiError::OutcomeUnknown),
+            }
+            let mut headers = head.headers;
+            headers.remove(header::CONTENT_LENGTH);
+            headers.remove(header::DATE);
+            Ok(Answer {
+                status: head.status,
+                headers,
+                body,
+                stream: None,
+            })
+        }
+        Err(ForwardError::NotSent(_)) => Err(ApiError::NotLeader),
+        Err(ForwardError::NoLeader) => Err(ApiError::NoLeader),
+        Err(ForwardError::Unknown(_)) => Err(ApiError::OutcomeUnknown),
+    }
+}
+
+/// The caller behind a token.
+async fn authenticate(
+    core: &Core,
+    token: Option<&zeroize::Zeroizing<String>>,
+) -> Result<Arc<TokenEntry>, ApiError> {
+    let caller = match token {
+        None => return Err(ApiError::Denied),
+        Some(token) => core
+            .tokens()
+            .lookup(core.storage(), token)
+            .await?
+            .ok_or(ApiError::Denied)?,
+    };
+    // Policies other than root cannot be made yet; what is not allowed is denied.
+    if !caller.is_root() {
+        return Err(ApiError::Denied);
+    }
+    Ok(caller)
 }
 
 /// Routes to the engine of the mount the path lies in.

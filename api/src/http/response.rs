@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::ports::Stream;
 
 /// What an endpoint gives back.
 #[derive(Debug)]
@@ -119,6 +120,8 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// Goes out instead of `body`, as it comes.
+    pub(crate) stream: Option<Stream>,
 }
 
 impl Answer {
@@ -139,7 +142,23 @@ impl Answer {
             status,
             headers,
             body: Bytes::new(),
+            stream: None,
         }
+    }
+
+    /// A snapshot.
+    pub(crate) fn archive(stream: Stream) -> Self {
+        let mut answer = Self::empty(StatusCode::OK);
+        answer.header(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/gzip"),
+        );
+        answer.header(
+            header::CONTENT_DISPOSITION,
+            HeaderValue::from_static("attachment"),
+        );
+        answer.stream = Some(stream);
+        answer
     }
 
     /// `value` and a newline.
@@ -177,7 +196,8 @@ impl Answer {
     }
 
     pub(crate) fn into_http(self) -> http::Response<axum::body::Body> {
-        let mut response = http::Response::new(axum::body::Body::from(self.body));
+        let body = self.stream.unwrap_or_else(|| Stream::from(self.body));
+        let mut response = http::Response::new(body);
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response

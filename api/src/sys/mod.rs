@@ -4,6 +4,7 @@ mod cluster;
 pub(crate) mod metrics;
 mod mount_fields;
 mod mounts;
+pub mod snapshot_auto;
 mod status;
 
 use serde_json::{Map, Value, json};
@@ -110,6 +111,9 @@ pub(crate) async fn handle(
     api: &ApiRequest,
     inside: &str,
 ) -> Result<Reply, ApiError> {
+    if let Some(path) = inside.strip_prefix("storage/raft/snapshot-auto/") {
+        return snapshot_auto::handle(core, api, path).await;
+    }
     if let Some(path) = inside.strip_prefix("internal/ui/mounts/") {
         return match api.operation {
             Operation::Read if !path.is_empty() => mounts::ui_one(core, path).await,

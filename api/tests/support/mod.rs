@@ -31,8 +31,8 @@ use strongroom_api::{
         AnswerRequest, AutopilotServer, AutopilotState, AutopilotUpgrade, Barrier, BarrierError,
         Challenge, ChallengeRequest, Child, ClusterError, Expect, ForwardError, InitError,
         InitRequest, InitResult, JoinError, JoinGrant, JoinRequest, KeyStatus, LeaderStatus,
-        Member, MetricsFormat, Node, PeerChange, Role, SealStatus, SealWrap, Store, StoreError,
-        StoredBatch, Versioned,
+        Member, MetricsFormat, Node, PeerChange, Role, SealStatus, SealWrap, SnapshotError, Store,
+        StoreError, StoredBatch, Stream, Versioned,
     },
     router,
 };
@@ -87,6 +87,8 @@ pub(crate) struct Cluster {
     pub(crate) wraps: AtomicUsize,
     /// What nodes were told to do with members, in order.
     pub(crate) changes: Mutex<Vec<String>>,
+    /// Restores: which node carried it out, and how long the file was.
+    pub(crate) restored: Mutex<Vec<(usize, usize)>>,
     nodes: Mutex<Vec<Weak<TestNode>>>,
 }
 
@@ -102,6 +104,7 @@ impl Cluster {
             unwraps: AtomicUsize::new(0),
             wraps: AtomicUsize::new(0),
             changes: Mutex::default(),
+            restored: Mutex::default(),
             nodes: Mutex::default(),
         });
         let wrap = TestWrap(Arc::clone(&cluster));
@@ -598,6 +601,37 @@ impl Node for TestNode {
             MetricsFormat::Json => Some("{}".to_owned()),
             MetricsFormat::Prometheus => Some("figures\n".to_owned()),
         }
+    }
+
+    async fn core_soon(&self, _until: Instant) -> Option<Arc<Core>> {
+        self.core()
+    }
+
+    async fn snapshot(&self) -> Result<Stream, SnapshotError> {
+        Ok(Stream::from(format!("the state of node {}", self.id)))
+    }
+
+    async fn restore(&self, file: Stream, force: bool) -> Result<(), SnapshotError> {
+        let file = file.collect().await.unwrap().to_bytes();
+        let mut restored = self.cluster.restored.lock().unwrap();
+        if file.is_empty() {
+            return Err(SnapshotError::BadSnapshot("it is empty".to_owned()));
+        }
+        if !force && file.starts_with(b"other seal") {
+            return Err(SnapshotError::OtherSeal);
+        }
+        restored.push((self.id, file.len()));
+        Ok(())
+    }
+
+    async fn forward_stream(
+        &self,
+        request: Request<Stream>,
+        until: Instant,
+    ) -> Result<Response<Bytes>, ForwardError> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        self.forward(Request::from_parts(head, body), until).await
     }
 
     fn is_leaving(&self) -> bool {

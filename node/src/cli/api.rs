@@ -2,7 +2,7 @@
 //!
 //! Precedence of every setting: flag, `STRONGROOM_…`, `VAULT_…`, `BAO_…`, default.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, io::Write, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -379,6 +379,39 @@ impl Api {
             .map_err(|_| ApiError::NotJson { url })
     }
 
+    /// `GET`s something of any length into `sink`.
+    pub(crate) fn download(&mut self, path: &str, sink: &mut dyn Write) -> Result<(), ApiError> {
+        let url = format!("{}/v1/{}", self.address, encode(path));
+        let failed = |source| ApiError::Client {
+            method: Method::GET,
+            url: url.clone(),
+            source,
+        };
+        let headers = self.request_headers().map_err(failed)?;
+        let receiving = Box::pin(self.client.download(&url, &headers, sink));
+        let response = self.runtime.block_on(receiving).map_err(failed)?;
+        succeeded(Method::GET, url.clone(), response)
+    }
+
+    /// `POST`s a file of any length.
+    pub(crate) fn upload(&mut self, path: &str, file: &Path) -> Result<(), ApiError> {
+        let url = format!("{}/v1/{}", self.address, encode(path));
+        if self.only_show {
+            let shown = self.curl(&Method::POST, &url, None);
+            let data = quoted(&format!("@{}", file.display()));
+            return Err(ApiError::Shown(format!("{shown} --data-binary {data}")));
+        }
+        let failed = |source| ApiError::Client {
+            method: Method::POST,
+            url: url.clone(),
+            source,
+        };
+        let headers = self.request_headers().map_err(failed)?;
+        let sending = Box::pin(self.client.upload(&url, &headers, file));
+        let response = self.runtime.block_on(sending).map_err(failed)?;
+        succeeded(Method::POST, url.clone(), response)
+    }
+
     fn request_headers(&self) -> Result<HeaderMap, ClientError> {
         let mut headers = self.headers.clone();
         headers.insert("x-vault-request", HeaderValue::from_static("true"));
@@ -411,6 +444,20 @@ impl Api {
         line.push_str(&quoted(url));
         line
     }
+}
+
+fn succeeded(method: Method, url: String, response: http::Response<Bytes>) -> Result<(), ApiError> {
+    let (status, body) = (response.status(), response.into_body());
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(ApiError::Status {
+        errors: errors_of(&body),
+        method,
+        url,
+        status,
+        body,
+    })
 }
 
 /// In single quotes for a shell.

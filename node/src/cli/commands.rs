@@ -5,7 +5,7 @@ use super::{
     api::HTTP_FLAGS,
     cluster,
     flags::{Flag, Takes},
-    kv, logical, login, operator, raft, secrets, serve, status, token,
+    kv, logical, login, operator, raft, secrets, serve, snapshot, status, token,
 };
 
 /// One command.
@@ -303,6 +303,38 @@ pub(crate) const COMMANDS: &[Command] = &[
         shared: Shared::Server,
         own: &[],
         run: cluster::remove_peer,
+    },
+    Command {
+        path: &["operator", "raft", "snapshot", "inspect"],
+        synopsis: "Inspects a snapshot file",
+        usage: "[options] FILE",
+        help: "Verifies a snapshot file and says what it is of: where its state stands, which cluster and which HSM key \
+               it needs. Needs no server and decrypts nothing.\n\n      $ strongroom operator raft snapshot inspect \
+               cluster.snap",
+        shared: Shared::Format,
+        own: &[],
+        run: snapshot::inspect,
+    },
+    Command {
+        path: &["operator", "raft", "snapshot", "restore"],
+        synopsis: "Installs the given snapshot, replacing all data of the cluster",
+        usage: "[options] FILE",
+        help: "Replaces all data of the cluster by those of the snapshot: secrets, mounts, tokens. Members, addresses and \
+               the cluster's id stay. On a server that is not initialized it makes a new cluster.\n\n      $ \
+               strongroom operator raft snapshot restore cluster.snap",
+        shared: Shared::Server,
+        own: snapshot::RESTORE_FLAGS,
+        run: snapshot::restore,
+    },
+    Command {
+        path: &["operator", "raft", "snapshot", "save"],
+        synopsis: "Saves a snapshot of the current state to a file",
+        usage: "[options] FILE",
+        help: "Writes all data of the cluster, encrypted as they are stored, to a file. Any node can be asked. To be used \
+               it needs the cluster's HSM key.\n\n      $ strongroom operator raft snapshot save cluster.snap",
+        shared: Shared::Server,
+        own: &[],
+        run: snapshot::save,
     },
     Command {
         path: &["operator", "seal-reset-pin-guard"],

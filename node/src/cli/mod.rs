@@ -20,6 +20,7 @@ mod raft;
 mod secret;
 mod secrets;
 mod serve;
+mod snapshot;
 mod status;
 mod token;
 

@@ -109,7 +109,7 @@ pub(super) async fn follow_settings(running: Arc<Running>) {
     let mut last_why = String::new();
     loop {
         let leads = role.borrow_and_update().is_ready_leader;
-        if let Some(core) = running.core.load_full().filter(|_| leads) {
+        if let Some(core) = running.core().filter(|_| leads) {
             match AutopilotConfig::load(core.storage()).await {
                 Ok((config, _)) => {
                     running.raft.set_autopilot(settings(&config));

@@ -38,6 +38,9 @@ pub(crate) struct SealBundle {
     format: u32,
     /// Highest log index among the parts.
     index: u64,
+    /// How many restores the state had seen: keys and data of different numbers do not belong together.
+    #[serde(default)]
+    pub(crate) restores: u64,
     /// Which HSM keys, how many recovery shares.
     pub(crate) config: SealConfig,
     /// Base64 of the HSM-wrapped root key.
@@ -71,11 +74,17 @@ pub(crate) enum OpenKeyringError {
 }
 
 impl SealBundle {
-    /// A bundle of parts as stored at log index `index`.
-    pub(crate) fn new(index: u64, config: SealConfig, root_key: &[u8], keyring: &[u8]) -> Self {
+    /// A bundle of parts as stored at log index `index`, after so many restores.
+    pub(crate) fn new(
+        (index, restores): (u64, u64),
+        config: SealConfig,
+        root_key: &[u8],
+        keyring: &[u8],
+    ) -> Self {
         Self {
             format: FORMAT,
             index,
+            restores,
             config,
             root_key: BASE64.encode(root_key),
             keyring: BASE64.encode(keyring),
@@ -103,7 +112,17 @@ impl SealBundle {
 
     /// The copy in the replicated state.
     pub(crate) fn from_state(state: &State) -> Result<Option<Self>, BundleError> {
-        let part = |name| state.get(&core_key(name));
+        loop {
+            match Self::at(state, state.restores()) {
+                // Its parts must be of one piece: again.
+                Err(BundleError::State(StateError::Superseded)) => {}
+                read => return read,
+            }
+        }
+    }
+
+    fn at(state: &State, restores: u64) -> Result<Option<Self>, BundleError> {
+        let part = |name| state.get_at(restores, &core_key(name));
         let (Some(config), Some(root_key), Some(keyring)) =
             (part(SEAL_CONFIG)?, part(ROOT_KEY)?, part(KEYRING)?)
         else {
@@ -112,7 +131,12 @@ impl SealBundle {
         let parsed = SealConfig::from_json(&config.1)
             .map_err(|error| BundleError::Damaged(error.to_string()))?;
         let index = config.0.max(root_key.0).max(keyring.0);
-        Ok(Some(Self::new(index, parsed, &root_key.1, &keyring.1)))
+        Ok(Some(Self::new(
+            (index, restores),
+            parsed,
+            &root_key.1,
+            &keyring.1,
+        )))
     }
 
     /// The copy in `seal.json`.
@@ -150,6 +174,14 @@ impl SealBundle {
     /// # Errors
     /// `Hsm` when the HSM is away, refuses, or does not hold the cluster's key.
     pub(crate) async fn open(&self, hsm: &Hsm) -> Result<Keyring, OpenKeyringError> {
+        Ok(self.open_whole(hsm).await?.1)
+    }
+
+    /// As [`SealBundle::open`], with the root key.
+    pub(crate) async fn open_whole(
+        &self,
+        hsm: &Hsm,
+    ) -> Result<(RootKey, Keyring), OpenKeyringError> {
         hsm.open(&self.config).await?;
         let damaged = |_: base64::DecodeError| OpenKeyringError::Damaged("not base64");
         let root_key = BASE64.decode(&self.root_key).map_err(damaged)?;
@@ -157,6 +189,7 @@ impl SealBundle {
         let root_key = RootKey::from_bytes(&hsm.unwrap_core(ROOT_KEY, &root_key).await?)
             .ok_or(OpenKeyringError::Damaged("the root key is not 32 bytes"))?;
         let encrypted = hsm.unwrap_core(KEYRING, &keyring).await?;
-        Ok(Keyring::decrypt(&root_key, &encrypted)?)
+        let keyring = Keyring::decrypt(&root_key, &encrypted)?;
+        Ok((root_key, keyring))
     }
 }

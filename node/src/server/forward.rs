@@ -18,7 +18,7 @@ use std::{
 use axum::Router;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http2::SendRequest;
+use hyper::{body::Body, client::conn::http2::SendRequest};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -27,7 +27,7 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
 };
-use strongroom_api::ports::ForwardError;
+use strongroom_api::ports::{ForwardError, Stream};
 use strongroom_raft::{IncomingStream, Raft};
 use tokio::sync::mpsc;
 
@@ -39,6 +39,9 @@ const CONNECTIONS: usize = 2;
 /// A forwarded answer larger than this is an error; no API answer comes near.
 const MAX_ANSWER: usize = 64 << 20;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Longest wait for the answer to a request with a body of any length; one that stands still is cut off long before.
+const LONGEST_STREAM: Duration = Duration::from_secs(24 * 3600);
 
 type Sender = SendRequest<Full<Bytes>>;
 
@@ -83,7 +86,8 @@ impl Forwarder {
         request: http::Request<Bytes>,
         deadline: Instant,
     ) -> Result<http::Response<Bytes>, ForwardError> {
-        let mut request = prepare(request)?;
+        let (head, body) = request.into_parts();
+        let mut request = http::Request::from_parts(prepare(head)?, Full::new(body));
         loop {
             let leader = self.wait_for_leader(deadline).await?;
             let error = match self.send(leader, request, deadline).await {
@@ -99,6 +103,42 @@ impl Forwarder {
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
+    }
+
+    /// As [`Forwarder::forward`], for a body of any length: it goes over a connection of its own, so that it does not
+    /// hold up others, and is sent once. `until` bounds everything before that.
+    pub(crate) async fn forward_stream(
+        &self,
+        request: http::Request<Stream>,
+        until: Instant,
+    ) -> Result<http::Response<Bytes>, ForwardError> {
+        let (head, body) = request.into_parts();
+        let head = prepare(head)?;
+        let mut sender = loop {
+            let leader = self.wait_for_leader(until).await?;
+            match self.connect(leader).await {
+                Ok(sender) => break sender,
+                Err(why) if Instant::now() + RETRY_PAUSE >= until => {
+                    return Err(ForwardError::NotSent(why));
+                }
+                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        };
+        let answer = async {
+            let request = http::Request::from_parts(head, body);
+            let response = sender.send_request(request).await;
+            let (head, body) = response
+                .map_err(|error| ForwardError::Unknown(super::chain(&error)))?
+                .into_parts();
+            let body = Limited::new(body, MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| ForwardError::Unknown(super::chain(error.as_ref())))?;
+            Ok(http::Response::from_parts(head, body.to_bytes()))
+        };
+        tokio::time::timeout(LONGEST_STREAM, answer)
+            .await
+            .unwrap_or_else(|_elapsed| Err(ForwardError::Unknown("no answer in time".to_owned())))
     }
 
     async fn wait_for_leader(&self, deadline: Instant) -> Result<u64, ForwardError> {
@@ -179,9 +219,21 @@ impl Forwarder {
         if let Some(sender) = self.open(slot) {
             return Ok(sender);
         }
+        let sender = self.connect(slot.0).await?;
+        self.lock().insert(slot, sender.clone());
+        Ok(sender)
+    }
+
+    async fn connect<B>(&self, leader: u64) -> Result<SendRequest<B>, String>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + Unpin
+            + 'static,
+    {
         let stream = self
             .raft
-            .dial(slot.0, ALPN)
+            .dial(leader, ALPN)
             .await
             .map_err(|error| super::chain(&error))?;
         let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
@@ -199,7 +251,6 @@ impl Forwarder {
                 tracing::debug!(%error, "a forwarding connection ended");
             }
         });
-        self.lock().insert(slot, sender.clone());
         Ok(sender)
     }
 
@@ -285,8 +336,7 @@ enum Attempt {
 }
 
 /// Makes the request fit for HTTP/2: absolute URI, no connection headers.
-fn prepare(request: http::Request<Bytes>) -> Result<http::Request<Full<Bytes>>, ForwardError> {
-    let (mut head, body) = request.into_parts();
+fn prepare(mut head: http::request::Parts) -> Result<http::request::Parts, ForwardError> {
     let path = head
         .uri
         .path_and_query()
@@ -308,7 +358,7 @@ fn prepare(request: http::Request<Bytes>) -> Result<http::Request<Full<Bytes>>, 
     ] {
         head.headers.remove(name);
     }
-    Ok(http::Request::from_parts(head, Full::new(body)))
+    Ok(head)
 }
 
 /// Serves forwarded requests as they come in from peers, until the sending side is dropped.
@@ -349,13 +399,13 @@ mod tests {
             .header("x-vault-token", "t")
             .body(Bytes::from_static(b"{}"))
             .unwrap();
-        let prepared = prepare(request).unwrap();
+        let prepared = prepare(request.into_parts().0).unwrap();
         assert_eq!(
-            prepared.uri().path_and_query().unwrap().as_str(),
+            prepared.uri.path_and_query().unwrap().as_str(),
             "/v1/kv/a%20b?list=true"
         );
-        assert_eq!(prepared.headers().get("x-vault-token").unwrap(), "t");
-        assert!(prepared.headers().get("connection").is_none());
-        assert!(prepared.headers().get("host").is_none());
+        assert_eq!(prepared.headers.get("x-vault-token").unwrap(), "t");
+        assert!(prepared.headers.get("connection").is_none());
+        assert!(prepared.headers.get("host").is_none());
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use strongroom_api::ports::{InitError, InitRequest, InitResult, StoredBatch};
+use strongroom_api::ports::{InitError, InitRequest, InitResult, SnapshotError, StoredBatch};
 use strongroom_raft::{Command, Expect, Identity, Op, Options, Raft, Stores};
 use strongroom_seal::{
     barrier::{Barrier, core_key},
@@ -32,6 +32,7 @@ use zeroize::Zeroizing;
 use super::{
     bundle::{self, SealBundle},
     cluster_tls, raft_options,
+    restore::{self, Candidate},
     wire::{BarrierPort, SealWrapPort},
 };
 use crate::{clock, config::Config};
@@ -150,6 +151,38 @@ impl HalfInit {
     /// Stops Raft and closes the stores.
     pub(crate) async fn close(self) {
         self.raft.shutdown().await;
+    }
+
+    /// Instead of steps 3 to 5: takes keys and data from a snapshot, with a CA of this new cluster.
+    pub(crate) async fn restore(
+        &self,
+        hsm: &Hsm,
+        candidate: &Candidate,
+        id: [u8; 16],
+        force: bool,
+    ) -> Result<SealBundle, SnapshotError> {
+        let failed =
+            |why: String| SnapshotError::Unavailable(format!("nothing was restored: {why}"));
+        match self.finished() {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(failed("the node is initialized already".to_owned())),
+            Err(error) => return Err(failed(super::chain(&error))),
+        }
+        let ca = cluster_tls::generate_ca(&self.cluster_id)
+            .map_err(|error| failed(super::chain(&error)))?;
+        // Only its CA is of use.
+        let own = Keyring::generate(clock::now_ms(), &ca.certificate, &ca.key)
+            .map_err(|error| failed(super::chain(&error)))?;
+        let keyring = candidate.wrap_keyring(hsm, &own).await?;
+        if !force {
+            candidate.check_seal(hsm).await?;
+        }
+        restore::commit(&self.raft, id, candidate, keyring).await?;
+        match self.finished() {
+            Ok(Some(bundle)) => Ok(bundle),
+            Ok(None) => Err(failed("the seal data is not in the state".to_owned())),
+            Err(error) => Err(failed(super::chain(&error))),
+        }
     }
 
     /// Steps 3 to 5. `wanted` says whether somebody still waits for the result.

@@ -4,7 +4,8 @@
 //! API answers by.
 //!
 //! Invariants
-//! - Only this task changes the phase, starts or stops Raft, or writes identity and bundle.
+//! - Only this task changes the phase, starts or stops Raft, or writes the identity; and the bundle too, but for new keys
+//!   that a restore brings ([`serving`]).
 //! - Every failure but a broken data directory or a fatal storage error is waited out with back-off: the listener stays
 //!   up, `seal-status` says why, nothing needs a person when the cause goes away.
 //! - Before unseal no connection to a peer is made or accepted.
@@ -12,25 +13,27 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwapOption;
-use strongroom_api::{
-    core::Core,
-    ports::{InitError, InitRequest, InitResult, JoinError, JoinRequest},
+use arc_swap::{ArcSwap, ArcSwapOption};
+use strongroom_api::ports::{
+    InitError, InitRequest, InitResult, JoinError, JoinRequest, SnapshotError,
 };
 use strongroom_raft::{Identity, Next, PeerInfo, Raft, Stores, Transport};
-use strongroom_seal::{barrier::Barrier, keyring::Keyring, wrap::SealWrapper};
+use strongroom_seal::keyring::Keyring;
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    autopilot,
+    auto, autopilot,
     bundle::SealBundle,
     chain,
     cluster_tls::{self, ClusterTls},
@@ -39,7 +42,8 @@ use super::{
     join::{self, JoinGate, Target},
     leave,
     node::{INIT_GRACE, NodePort, Order, Phase, Running, Shared},
-    wire::{BarrierPort, SealWrapPort, StorePort},
+    restore::{self, Candidate},
+    save, serving,
 };
 use crate::config::Config;
 
@@ -217,6 +221,18 @@ async fn uninitialized(
                 None => return Ok(Stage::Stopped),
                 Some(Order::Init { request, reply }) => {
                     match initialise(shared, &configured, request, reply).await {
+                        Some(stage) => return Ok(stage),
+                        None => continue,
+                    }
+                }
+                Some(Order::Restore {
+                    candidate,
+                    id,
+                    force,
+                    reply,
+                }) => {
+                    let made = found(shared, &configured, &candidate, id, force).await;
+                    match answer_restore(shared, made, reply) {
                         Some(stage) => return Ok(stage),
                         None => continue,
                     }
@@ -422,6 +438,62 @@ async fn initialise(
     }
 }
 
+/// Makes a new cluster of a snapshot, as an init makes one of nothing: cut off at any point, it can be done again.
+async fn found(
+    shared: &Shared,
+    configured: &[Target],
+    candidate: &Candidate,
+    id: [u8; 16],
+    force: bool,
+) -> Result<(Identity, SealBundle), SnapshotError> {
+    let failed = |why: String| SnapshotError::Unavailable(format!("nothing was restored: {why}"));
+    refuse_second_cluster(configured)
+        .await
+        .map_err(|_| failed("another node is in a cluster already; restore there".to_owned()))?;
+    let dir = &shared.config.storage.path;
+    let half = init::bootstrap(&shared.config, dir)
+        .await
+        .map_err(|error| failed(chain(&error)))?;
+    let restored = half.restore(&shared.hsm, candidate, id, force).await;
+    half.close().await;
+    let bundle = restored?;
+    bundle.save(dir).map_err(|error| failed(chain(&error)))?;
+    let identity = Identity::load(dir).ok().flatten();
+    let identity = identity.ok_or_else(|| failed("the node's identity is gone".to_owned()))?;
+    Ok((identity, bundle))
+}
+
+fn answer_restore(
+    shared: &Arc<Shared>,
+    made: Result<(Identity, SealBundle), SnapshotError>,
+    reply: oneshot::Sender<Result<(), SnapshotError>>,
+) -> Option<Stage> {
+    match made {
+        Ok((identity, bundle)) => {
+            tracing::warn!("a new cluster was made of a snapshot");
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move {
+                serves(&shared, Instant::now() + INIT_GRACE).await;
+                // The caller may have gone away; the cluster is there all the same.
+                let _ = reply.send(Ok(()));
+            });
+            Some(
+                SealedNode {
+                    identity,
+                    bundle,
+                    stores: None,
+                }
+                .into(),
+            )
+        }
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "no cluster was made of a snapshot");
+            let _ = reply.send(Err(error));
+            None
+        }
+    }
+}
+
 async fn finish_init(
     shared: &Shared,
     half: &HalfInit,
@@ -505,6 +577,12 @@ async fn refuse(orders: &mut mpsc::Receiver<Order>) {
         let _ = match order {
             Order::Init { reply, .. } => reply.send(Err(InitError::AlreadyInitialized)).is_ok(),
             Order::Join { reply, .. } => reply.send(Ok(true)).is_ok(),
+            Order::Restore { reply, .. } => {
+                let why = "the node has joined a cluster or has been initialized meanwhile";
+                reply
+                    .send(Err(SnapshotError::Unavailable(why.to_owned())))
+                    .is_ok()
+            }
         };
     }
 }
@@ -606,7 +684,7 @@ pub(crate) async fn leave(shared: &Shared) {
         .iter()
         .filter(|m| m.raft_id != status.raft_id);
     let nobody = !others.into_iter().any(|member| member.voter);
-    if nobody || running.core.load().is_none() {
+    if nobody || running.core().is_none() {
         return;
     }
     shared.leaving.store(true, Ordering::Relaxed);
@@ -717,76 +795,68 @@ async fn start(
             .await
             .map_err(|error| unusable(chain(&error)))?,
     };
-    let state = stores.state();
     let options = super::raft_options(config, identity.clone());
     let raft = Raft::start(stores, options, Some(transport))
         .await
         .map_err(|error| unusable(chain(&error)))?;
 
-    let barrier = BarrierPort::new(Arc::new(Barrier::new(keyring)), Some(state));
-    let wrap = SealWrapPort::new(Arc::new(SealWrapper::new(shared.hsm.clone())));
     let cluster = super::cluster_identity(config, &identity.cluster_id);
     let running = Arc::new(Running {
         raft: raft.clone(),
         raft_id: identity.raft_id,
         cluster_id: identity.cluster_id,
-        cluster_name: cluster.name.clone(),
-        bundle: bundle.clone(),
+        cluster_name: cluster.name,
+        bundle: ArcSwap::from_pointee(bundle.clone()),
         forwarder: Arc::new(Forwarder::new(raft.clone())),
         gate,
         core: ArcSwapOption::empty(),
+        between: AtomicBool::new(false),
+        paused: AtomicBool::new(false),
+        trouble: ArcSwapOption::empty(),
+        saves: Arc::new(Semaphore::new(save::AT_ONCE)),
     });
-    let core = Arc::new(Core::new(
-        Arc::new(StorePort(raft)),
-        Arc::new(barrier),
-        Arc::new(wrap),
-        cluster,
-    ));
     let node = Arc::new(NodePort(Arc::clone(shared)));
     let router =
         strongroom_api::forwarded_router(node, super::forwarded_settings(config, &shared.limits));
     tokio::spawn(forward::serve(incoming, router));
+    let serve = serving::keep(Arc::clone(shared), Arc::clone(&running), keyring);
+    tokio::spawn(stop.clone().run_until_cancelled_owned(serve));
     tokio::spawn(
         stop.clone()
-            .run_until_cancelled_owned(publish_core(Arc::clone(&running), core)),
+            .run_until_cancelled_owned(restore::tidy(Arc::clone(shared), Arc::clone(&running))),
+    );
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(auto::run(Arc::clone(shared), Arc::clone(&running))),
+    );
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(autopilot::follow_settings(Arc::clone(&running))),
     );
     Ok(running)
-}
-
-/// Opens the API once this node's state holds the cluster's first entries (a fresh joiner's does not yet).
-async fn publish_core(running: Arc<Running>, core: Arc<Core>) {
-    let mut changes = running.raft.watch();
-    loop {
-        match SealBundle::from_state(&running.raft.state()) {
-            Ok(Some(_)) => break,
-            Ok(None) => {}
-            Err(error) => tracing::error!(error = %chain(&error), "reading the seal data failed"),
-        }
-        // A time-out only means: look again.
-        let _ = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
-    }
-    running.core.store(Some(core));
-    tracing::info!("the node serves");
-    autopilot::follow_settings(running).await;
 }
 
 /// Gives out the result of an init as soon as the node serves, or after [`INIT_GRACE`] whatever keeps it from serving:
 /// the keys exist by then and are nowhere else.
 async fn answer_init(shared: Arc<Shared>, pending: PendingInit) {
-    let deadline = Instant::now() + INIT_GRACE;
-    let serves = |shared: &Shared| {
-        shared.running().is_some_and(|running| {
-            running.core.load().is_some() && running.raft.watch().borrow().is_ready_leader
-        })
-    };
-    while Instant::now() < deadline && !serves(&shared) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    serves(&shared, Instant::now() + INIT_GRACE).await;
     if pending.reply.send(Ok(pending.result)).is_err() {
         tracing::error!(
             "the client of the initialization went away before its answer: recovery keys and root token are lost; \
              wipe the data directory and initialize again"
         );
+    }
+}
+
+/// Waits until this node leads and serves, or until `deadline`.
+async fn serves(shared: &Shared, deadline: Instant) {
+    let serves = || {
+        shared.running().is_some_and(|running| {
+            running.core().is_some() && running.raft.watch().borrow().is_ready_leader
+        })
+    };
+    while Instant::now() < deadline && !serves() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

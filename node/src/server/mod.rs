@@ -4,6 +4,7 @@
 //! moment), connect the HSM, then whatever the data directory says (see [`lifecycle`]). Order of stop: hand over
 //! leadership, drain clients, stop Raft, close the HSM.
 
+mod auto;
 mod autopilot;
 mod bundle;
 mod cluster_tls;
@@ -16,6 +17,9 @@ mod leave;
 mod lifecycle;
 mod listen;
 pub(crate) mod node;
+mod restore;
+mod save;
+mod serving;
 mod wire;
 
 use std::{
@@ -88,6 +92,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         hsm,
         phase: ArcSwap::from_pointee(first_phase(&config)),
         orders,
+        restorer: Arc::default(),
         leaving: AtomicBool::new(false),
         limits: limits(&config),
     });

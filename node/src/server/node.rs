@@ -18,7 +18,7 @@ use strongroom_api::{
     ports::{
         AnswerRequest, AutopilotState, Challenge, ChallengeRequest, ClusterError, ForwardError,
         InitError, InitRequest, InitResult, JoinError, JoinGrant, JoinRequest, LeaderStatus,
-        Member, MetricsFormat, Node, PeerChange, Role, SealStatus,
+        Member, MetricsFormat, Node, PeerChange, Role, SealStatus, SnapshotError, Stream,
     },
 };
 use strongroom_raft::Raft;
@@ -26,13 +26,16 @@ use strongroom_seal::{
     config::SealConfig,
     hsm::{Health, Hsm},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     VERSION, autopilot,
     bundle::SealBundle,
     forward::SharedForwarder,
     join::{self, JoinGate},
+    restore::{self, Candidate, Restorer},
+    save::Snapshot,
+    serving::Served,
 };
 use crate::{clock, config::Config, telemetry};
 
@@ -57,15 +60,49 @@ pub(crate) struct Running {
     pub(crate) raft_id: u64,
     pub(crate) cluster_id: [u8; 16],
     pub(crate) cluster_name: String,
-    pub(crate) bundle: SealBundle,
+    /// The keys in use, wrapped.
+    pub(crate) bundle: ArcSwap<SealBundle>,
     pub(crate) forwarder: SharedForwarder,
     pub(crate) gate: JoinGate,
-    /// Set once this node's state holds the cluster's first entries.
-    pub(crate) core: ArcSwapOption<Core>,
+    /// Set while this node's state holds data that its keys open.
+    pub(crate) core: ArcSwapOption<Served>,
+    /// The data have just been replaced by a restore: there will be another core in a moment.
+    pub(crate) between: AtomicBool,
+    /// Requests wait while a restore tries other keys.
+    pub(crate) paused: AtomicBool,
+    /// Why the keys of restored data do not open.
+    pub(crate) trouble: ArcSwapOption<String>,
+    /// One permit for each snapshot that may be taken at the same time.
+    pub(crate) saves: Arc<Semaphore>,
+}
+
+impl Running {
+    /// What the API works on; `None` while there is nothing that fits the data.
+    pub(crate) fn core(&self) -> Option<Arc<Core>> {
+        if self.paused.load(Ordering::Acquire) {
+            return None;
+        }
+        self.core.load().as_ref()?.on(&self.raft.state())
+    }
+
+    /// Whether [`Running::core`] will be there again in a moment.
+    fn is_between(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+            || self.between.load(Ordering::Acquire)
+            // A restore has come that nobody has noticed yet.
+            || self.core.load().is_some()
+    }
 }
 
 /// What the lifecycle does on somebody's behalf.
 pub(crate) enum Order {
+    /// Makes a new cluster of a snapshot.
+    Restore {
+        candidate: Box<Candidate>,
+        id: [u8; 16],
+        force: bool,
+        reply: oneshot::Sender<Result<(), SnapshotError>>,
+    },
     Init {
         request: InitRequest,
         reply: oneshot::Sender<Result<InitResult, InitError>>,
@@ -82,6 +119,8 @@ pub(crate) struct Shared {
     pub(crate) hsm: Hsm,
     pub(crate) phase: ArcSwap<Phase>,
     pub(crate) orders: mpsc::Sender<Order>,
+    /// One restore at a time, whatever the node is.
+    pub(crate) restorer: Arc<Restorer>,
     /// Told to stop: still serving, but nobody should send anything new.
     pub(crate) leaving: AtomicBool,
     /// What all listeners together may have under way.
@@ -110,6 +149,11 @@ impl Shared {
             Phase::Removed { .. } => warnings.push(REMOVED.to_owned()),
             Phase::Uninitialized { why: None } | Phase::Unsealed(_) => {}
         }
+        if let Phase::Unsealed(running) = phase
+            && let Some(why) = running.trouble.load_full()
+        {
+            warnings.push(why.to_string());
+        }
         let health = self.hsm.health();
         if !matches!(health, Health::Ok | Health::Connecting) {
             warnings.push(format!("HSM: {health}"));
@@ -124,9 +168,20 @@ pub(crate) struct NodePort(pub(crate) Arc<Shared>);
 #[async_trait]
 impl Node for NodePort {
     fn core(&self) -> Option<Arc<Core>> {
-        self.0
-            .running()
-            .and_then(|running| running.core.load_full())
+        self.0.running().and_then(|running| running.core())
+    }
+
+    async fn core_soon(&self, until: Instant) -> Option<Arc<Core>> {
+        loop {
+            let running = self.0.running()?;
+            if let Some(core) = running.core() {
+                return Some(core);
+            }
+            if !running.is_between() || Instant::now() >= until {
+                return None;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     fn role(&self) -> Role {
@@ -147,20 +202,20 @@ impl Node for NodePort {
 
     fn seal_status(&self) -> SealStatus {
         let phase = self.0.phase.load();
-        let config = match &**phase {
+        let recovery = match &**phase {
             Phase::Uninitialized { .. } => None,
-            Phase::Sealed { config, .. } | Phase::Removed { config } => Some(config),
-            Phase::Unsealed(running) => Some(&running.bundle.config),
+            Phase::Sealed { config, .. } | Phase::Removed { config } => Some(config.recovery()),
+            Phase::Unsealed(running) => Some(running.bundle.load().config.recovery()),
         };
         let running = self.0.running();
         let sealed = self.core().is_none();
         let open = running.as_ref().filter(|_| !sealed);
         SealStatus {
             seal_type: "pkcs11".to_owned(),
-            initialized: config.is_some(),
+            initialized: recovery.is_some(),
             sealed,
-            t: config.map_or(0, |c| u32::from(c.recovery().threshold)),
-            n: config.map_or(0, |c| u32::from(c.recovery().shares)),
+            t: recovery.map_or(0, |recovery| u32::from(recovery.threshold)),
+            n: recovery.map_or(0, |recovery| u32::from(recovery.shares)),
             progress: 0,
             nonce: String::new(),
             version: VERSION.to_owned(),
@@ -289,7 +344,7 @@ impl Node for NodePort {
         let running = self.leading()?;
         running
             .gate
-            .challenge(&self.0.hsm, &running.bundle.config, &request)
+            .challenge(&self.0.hsm, &running.bundle.load().config, &request)
             .await
     }
 
@@ -298,7 +353,7 @@ impl Node for NodePort {
         running.gate.verify(&request)?;
         join::admit(
             &running.raft,
-            &running.bundle,
+            &running.bundle.load(),
             &running.cluster_id,
             &request,
         )
@@ -331,6 +386,42 @@ impl Node for NodePort {
         }
     }
 
+    async fn snapshot(&self) -> Result<Stream, SnapshotError> {
+        let running = self.0.running().ok_or_else(sealed)?;
+        Ok(Snapshot::take(&self.0.hsm, &running).await?.stream())
+    }
+
+    async fn restore(&self, file: Stream, force: bool) -> Result<(), SnapshotError> {
+        let shared = Arc::clone(&self.0);
+        let is_leader = |running: &Running| running.raft.watch().borrow().is_ready_leader;
+        let work = match &**self.0.phase.load() {
+            Phase::Sealed { .. } | Phase::Removed { .. } => return Err(sealed()),
+            Phase::Unsealed(running) if !is_leader(running) => {
+                return Err(SnapshotError::NotLeader);
+            }
+            Phase::Unsealed(running) => {
+                let running = Arc::clone(running);
+                tokio::spawn(async move { restore::restore(&shared, &running, file, force).await })
+            }
+            Phase::Uninitialized { .. } => {
+                tokio::spawn(async move { restore::found(&shared, file, force).await })
+            }
+        };
+        // In a task of its own: a client that goes away must not stop it half way.
+        work.await.unwrap_or(Err(SnapshotError::Unknown))
+    }
+
+    async fn forward_stream(
+        &self,
+        request: http::Request<Stream>,
+        until: Instant,
+    ) -> Result<http::Response<Bytes>, ForwardError> {
+        match self.0.running() {
+            Some(running) => running.forwarder.forward_stream(request, until).await,
+            None => Err(ForwardError::NotSent("this node is sealed".to_owned())),
+        }
+    }
+
     fn is_leaving(&self) -> bool {
         self.0.leaving.load(Ordering::Relaxed)
     }
@@ -347,6 +438,13 @@ impl NodePort {
             .filter(|running| running.raft.watch().borrow().is_ready_leader)
             .ok_or_else(|| JoinError::Unavailable("this node is not the leader".to_owned()))
     }
+}
+
+/// Pause before looking again for a core.
+const LOOK: Duration = Duration::from_millis(5);
+
+fn sealed() -> SnapshotError {
+    SnapshotError::Unavailable("Vault is sealed".to_owned())
 }
 
 /// How long the answer to an init waits for the node to serve; the keys exist by then, so it is given in any case.

@@ -8,32 +8,46 @@ use strongroom_api::ports::{
     Barrier, BarrierError, Child, Expect, KeyStatus, SealWrap, Store, StoreError, StoredBatch,
     Versioned,
 };
-use strongroom_raft::{Command, Op, ProposeError, Raft, ReadError, State, StateError};
+use strongroom_raft::{Command, Op, Outcome, ProposeError, Raft, ReadError, State, StateError};
 use strongroom_seal::{barrier, hsm::HsmError, wrap::SealWrapper};
 use zeroize::Zeroizing;
 
 use super::chain;
 use crate::clock;
 
-/// [`Store`] on the Raft node.
-pub(crate) struct StorePort(pub(crate) Raft);
+/// [`Store`] on the Raft node, as long as its data are those that the keys around it belong to.
+pub(crate) struct StorePort {
+    raft: Raft,
+    /// See [`State::restores`].
+    restores: u64,
+}
+
+impl StorePort {
+    pub(crate) fn new(raft: Raft, restores: u64) -> Self {
+        Self { raft, restores }
+    }
+}
 
 #[async_trait]
 impl Store for StorePort {
     async fn linearize(&self, deadline: Instant) -> Result<(), StoreError> {
-        let index = self.0.read_index(deadline).await.map_err(read_error)?;
-        self.0
+        let index = self.raft.read_index(deadline).await.map_err(read_error)?;
+        self.raft
             .wait_applied(index, deadline)
             .await
             .map_err(read_error)
     }
 
     async fn wait_applied(&self, index: u64, deadline: Instant) -> bool {
-        self.0.wait_applied(index, deadline).await.is_ok()
+        self.raft.wait_applied(index, deadline).await.is_ok()
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
-        let found = self.0.state().get(key).map_err(state_error)?;
+        let found = self
+            .raft
+            .state()
+            .get_at(self.restores, key)
+            .map_err(state_error)?;
         Ok(found.map(|(mod_index, value)| Versioned { mod_index, value }))
     }
 
@@ -43,35 +57,46 @@ impl Store for StorePort {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StoreError> {
-        self.0
+        self.raft
             .state()
-            .keys(prefix, after, limit)
+            .keys_at(self.restores, prefix, after, limit)
             .map_err(state_error)
     }
 
     async fn commit(&self, batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError> {
+        let command = Command {
+            restores: self.restores,
+            ..command(batch)
+        };
         let applied = self
-            .0
-            .propose(command(batch), deadline)
+            .raft
+            .propose(command, deadline)
             .await
             .map_err(propose_error)?;
-        if applied.is_applied() {
-            Ok(applied.index)
-        } else {
-            Err(StoreError::CheckFailed)
+        match applied.outcome {
+            Outcome::Applied => Ok(applied.index),
+            Outcome::CheckFailed { .. } => Err(StoreError::CheckFailed),
+            Outcome::Superseded => Err(StoreError::Superseded),
         }
     }
 
     fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
-        self.0.state().mod_index(key).map_err(state_error)
+        let state = self.raft.state();
+        let found = state.mod_index(key).map_err(state_error)?;
+        // Asked afterwards: whatever was found is of the data known here if they are still the same.
+        if state.restores() == self.restores {
+            Ok(found)
+        } else {
+            Err(StoreError::Superseded)
+        }
     }
 
     fn applied(&self) -> u64 {
-        self.0.state().applied()
+        self.raft.state().applied()
     }
 }
 
-/// The Raft command of a batch. The clock is read here, by the proposer, never in apply.
+/// The Raft command of a batch, for data that no restore has brought. The clock is read here, by the proposer, never in apply.
 pub(crate) fn command(batch: StoredBatch) -> Command {
     let checks = batch.checks.into_iter().map(|(key, expect)| Op::Check {
         key: key.into(),
@@ -116,7 +141,10 @@ fn read_error(error: ReadError) -> StoreError {
 }
 
 fn state_error(error: StateError) -> StoreError {
-    StoreError::Fatal(chain(&error))
+    match error {
+        StateError::Superseded => StoreError::Superseded,
+        error @ (StateError::Closed | StateError::Read(_)) => StoreError::Fatal(chain(&error)),
+    }
 }
 
 /// [`Barrier`] on the seal crate's; the state tells how many values the whole cluster has encrypted.

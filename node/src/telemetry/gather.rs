@@ -108,9 +108,7 @@ fn cpu_seconds() -> Option<f64> {
 
 fn node(gauges: &mut Gauges, shared: &Shared) {
     let running = shared.running();
-    let serves = running
-        .as_ref()
-        .filter(|running| running.core.load().is_some());
+    let serves = running.as_ref().filter(|running| running.core().is_some());
     let cluster = serves.map_or("", |running| running.cluster_name.as_str());
     let leads = running
         .as_ref()

@@ -26,6 +26,7 @@ mod join;
 mod limits;
 mod members;
 mod misconfigured;
+mod snapshot;
 mod snapshots;
 mod strangers;
 mod upgrade;

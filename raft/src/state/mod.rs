@@ -351,13 +351,15 @@ impl State {
     /// Resolves when [`State::restores`] is not `known`, with what it is. May be dropped.
     pub async fn restored(&self, known: u64) -> u64 {
         let mut position = self.position.subscribe();
-        match position
-            .wait_for(|position| position.restored.0 != known)
-            .await
-        {
-            Ok(position) => position.restored.0,
-            // The sender is this state's own.
-            Err(_) => std::future::pending().await,
+        loop {
+            let count = position.borrow_and_update().restored.0;
+            if count != known {
+                return count;
+            }
+            if position.changed().await.is_err() {
+                // The sender is this state's own.
+                std::future::pending().await
+            }
         }
     }
 
