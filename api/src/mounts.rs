@@ -182,7 +182,8 @@ fn put(batch: &mut Batch, mount: &Mount) {
 /// Every mount, as of one version.
 #[derive(Debug, Default)]
 pub struct MountTable {
-    version: u64,
+    /// Log index of the last change.
+    pub version: u64,
     /// By path.
     pub mounts: BTreeMap<String, Arc<Mount>>,
 }
@@ -253,14 +254,19 @@ impl Mounts {
 
     /// Log index of the last change; 0 before the first.
     fn version(&self, storage: &Storage) -> Result<u64, StorageError> {
-        let key = match self.version_key.get() {
+        let key = self.version_key(storage)?;
+        Ok(storage.mod_index(key)?.unwrap_or(0))
+    }
+
+    /// Stored key whose last write is the last change of the table: [`MountTable::version`] is its log index.
+    pub fn version_key(&self, storage: &Storage) -> Result<&[u8], StorageError> {
+        Ok(match self.version_key.get() {
             Some(key) => key,
             None => {
                 let key = storage.stored_key(VERSION)?;
                 self.version_key.get_or_init(|| key)
             }
-        };
-        Ok(storage.mod_index(key)?.unwrap_or(0))
+        })
     }
 
     /// Decides a change on the current table and commits it, again if another change came first.

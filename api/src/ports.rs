@@ -120,6 +120,13 @@ pub trait Store: Send + Sync + 'static {
         Ok(self.get(key)?.map(|stored| stored.mod_index))
     }
 
+    /// As [`Store::commit`], on any node: one that does not lead has the leader commit the batch.
+    async fn commit_anywhere(
+        &self,
+        batch: StoredBatch,
+        deadline: Instant,
+    ) -> Result<u64, StoreError>;
+
     /// Log index this node has applied. Asked for with every request: cheap.
     fn applied(&self) -> u64;
 }

@@ -8,7 +8,14 @@
 //! - The cache holds barrier ciphertext only, under (stored key, log index): that pair names one immutable value, so
 //!   an entry is never wrong and never needs to be invalidated.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -99,6 +106,42 @@ pub struct Storage {
     barrier: Arc<dyn Barrier>,
     wrap: Arc<dyn SealWrap>,
     unwrapped: Cache<(Vec<u8>, u64), Bytes>,
+    /// Set on a copy for a request that this node carries out without leading; see [`Storage::guarded`].
+    guard: Option<Arc<Guard>>,
+}
+
+/// What a request that is carried out without leading was decided on, and how its write went.
+#[derive(Debug, Default)]
+pub struct Guard {
+    /// Stored keys and the log index of their last write when they were looked at.
+    looked_at: Vec<(Vec<u8>, u64)>,
+    /// One of them had changed, so that nothing was written.
+    overtaken: AtomicBool,
+    /// Log index of the write.
+    committed: AtomicU64,
+}
+
+impl Guard {
+    /// A guard of what was looked at: stored keys and the log index of their last write.
+    #[must_use]
+    pub fn new(looked_at: Vec<(Vec<u8>, u64)>) -> Self {
+        Self {
+            looked_at,
+            ..Self::default()
+        }
+    }
+
+    /// Whether a write was refused because something that was looked at had changed.
+    #[must_use]
+    pub fn was_overtaken(&self) -> bool {
+        self.overtaken.load(Ordering::Relaxed)
+    }
+
+    /// Log index of the write; 0 before it.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed)
+    }
 }
 
 impl Storage {
@@ -115,6 +158,18 @@ impl Storage {
             barrier,
             wrap,
             unwrapped,
+            guard: None,
+        }
+    }
+
+    /// The same storage for one request on a node that need not lead: what it commits is applied only if everything in
+    /// `guard` is still as it was looked at, which is checked where the command is applied, so that it is as good as a
+    /// look on the leader at that moment.
+    #[must_use]
+    pub fn guarded(&self, guard: Arc<Guard>) -> Self {
+        Self {
+            guard: Some(guard),
+            ..self.clone()
         }
     }
 
@@ -244,7 +299,7 @@ impl Storage {
             .filter(|(key, _)| unwrapped.contains_key(key))
             .cloned()
             .collect();
-        let index = self.store.commit(batch, deadline).await?;
+        let index = self.send(batch, deadline).await?;
         // Just written is often read next: saves the HSM a decryption. A repeated request may have been applied with
         // the first copy's envelopes, so only what is really there is taken.
         for (key, envelope) in envelopes {
@@ -256,6 +311,24 @@ impl Storage {
             }
         }
         Ok(index)
+    }
+}
+
+impl Storage {
+    async fn send(&self, mut batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError> {
+        let Some(guard) = &self.guard else {
+            return self.store.commit(batch, deadline).await;
+        };
+        let looked_at = guard.looked_at.iter();
+        let checks = looked_at.map(|(key, index)| (key.clone(), Expect::ModIndex(*index)));
+        batch.checks.extend(checks);
+        let committed = self.store.commit_anywhere(batch, deadline).await;
+        match &committed {
+            Ok(index) => guard.committed.store(*index, Ordering::Relaxed),
+            Err(StoreError::CheckFailed) => guard.overtaken.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        committed
     }
 }
 

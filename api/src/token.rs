@@ -103,11 +103,14 @@ pub(crate) fn initial_root(
 #[derive(Default)]
 pub struct Tokens(RwLock<HashMap<[u8; 32], Remembered>>);
 
+/// A token's entry and where it was read.
 #[derive(Clone)]
-struct Remembered {
-    stored_key: Arc<[u8]>,
-    mod_index: u64,
-    entry: Arc<TokenEntry>,
+pub(crate) struct Remembered {
+    /// Its stored key.
+    pub(crate) stored_key: Arc<[u8]>,
+    /// Log index of its last write.
+    pub(crate) mod_index: u64,
+    pub(crate) entry: Arc<TokenEntry>,
 }
 
 impl Tokens {
@@ -116,12 +119,12 @@ impl Tokens {
         &self,
         storage: &Storage,
         token: &str,
-    ) -> Result<Option<Arc<TokenEntry>>, StorageError> {
+    ) -> Result<Option<Remembered>, StorageError> {
         let id = storage.barrier().hmac("token", token.as_bytes());
         if let Some(known) = self.remembered(&id)
             && storage.mod_index(&known.stored_key)? == Some(known.mod_index)
         {
-            return Ok(Some(known.entry));
+            return Ok(Some(known));
         }
         let path = format!("sys/token/id/{}", hex::encode(id));
         let Some(stored) = storage.get(&path).await? else {
@@ -132,18 +135,17 @@ impl Tokens {
         if entry.version != ENTRY_VERSION {
             return Err(StorageError::Malformed("token"));
         }
-        let entry = Arc::new(entry);
         let remembered = Remembered {
             stored_key: storage.stored_key(&path)?.into(),
             mod_index: stored.mod_index,
-            entry: Arc::clone(&entry),
+            entry: Arc::new(entry),
         };
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_REMEMBERED {
             known.clear();
         }
-        known.insert(id, remembered);
-        Ok(Some(entry))
+        known.insert(id, remembered.clone());
+        Ok(Some(remembered))
     }
 
     fn remembered(&self, id: &[u8; 32]) -> Option<Remembered> {

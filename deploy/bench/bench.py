@@ -24,10 +24,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-KEYS = 1000
 BAO_PORT = 18300
 STRONGROOM_PORT = 18200
 RESTARTS = 5
+FAILOVERS = 10
 
 
 class Api:
@@ -87,6 +87,12 @@ class Node:
                 self.command, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
+    def kill(self):
+        """As a power cut would."""
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
     def stop(self):
         if self.process is None:
             return
@@ -122,6 +128,11 @@ class Cluster:
             if self.api.is_leader(node.url):
                 return node
         return None
+
+    def voters_in_touch(self):
+        """Whether all three nodes serve and vote: a failover before that measures something else."""
+        leader = self.find_leader()
+        return leader is not None and all(self.api.healthy(node.url) for node in self.nodes) and self.api.voters(leader.url) == 3
 
     def roles(self):
         leader = self.find_leader()
@@ -220,12 +231,12 @@ def enable_mounts(cluster):
         cluster.api.call("POST", f"{url}/v1/sys/mounts/{mount}", body)
 
 
-def load(args, cluster, node, mount, operation, connections):
+def load(args, cluster, node, mount, operation, connections, start=0):
     """One run of wrk: requests per second and latencies."""
     lua = args.repository / "deploy" / "bench" / "kv.lua"
-    threads = "1" if connections == 1 else "2"
+    threads = "1" if connections == 1 or operation == "fill" else "2"
     command = ["wrk", "-t", threads, "-c", str(connections), "-d", f"{args.seconds}s", "--timeout", "10s", "-s", str(lua)]
-    command += [node.url, "--", cluster.api.token, mount, operation, str(KEYS)]
+    command += [node.url, "--", cluster.api.token, mount, operation, str(args.keys), str(args.size), str(start)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))
     result = json.loads(line.removeprefix("RESULT "))
@@ -234,11 +245,15 @@ def load(args, cluster, node, mount, operation, connections):
 
 
 def fill(args, cluster):
-    """Writes every key once, so that each GET finds one."""
-    url = cluster.find_leader().url
+    """Writes every key at least once, so that each GET finds one."""
+    leader = cluster.find_leader()
     for mount in cluster.mounts:
-        for n in range(1, KEYS + 1):
-            cluster.api.call("PUT", f"{url}/v1/{mount}/key-{n:05d}", {"value": "x" * 256})
+        written = 0
+        while written < args.keys:
+            # The last requests of a run are not waited for: those are sent again.
+            written += load(args, cluster, leader, mount, "fill", 64, written)["requests"] - 64
+        last = cluster.api.call("GET", f"{leader.url}/v1/{mount}/key-{args.keys:07d}")
+        assert len(last["data"]["value"]) == args.size
 
 
 def measure_load(args, clusters):
@@ -276,12 +291,44 @@ def measure_restarts(cluster, role):
     return times
 
 
+def first_write(cluster, node):
+    """Sends a write to the node until one is accepted; a node that holds it is waited for."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            cluster.api.call("PUT", f"{node.url}/v1/plain/failover", {"value": "x"}, timeout=10)
+            return
+        time.sleep(0.005)
+    sys.exit(f"{node.url} accepts no write")
+
+
+def measure_failovers(cluster, end_leader, again):
+    """Milliseconds from the leader's end to the first write that a follower accepts."""
+    times = []
+    for _ in range(FAILOVERS):
+        wait_for("three voters", 90, lambda: cluster.voters_in_touch())
+        roles = cluster.roles()
+        # Connected and warm, as a client's connection is.
+        first_write(cluster, roles["follower"])
+        started = time.monotonic()
+        end_leader(roles["leader"])
+        first_write(cluster, roles["follower"])
+        times.append((time.monotonic() - started) * 1000)
+        again(roles["leader"])
+        wait_for("a leader", 60, cluster.find_leader)
+    return times
+
+
+def step_down(cluster, leader):
+    cluster.api.call("PUT", f"{leader.url}/v1/sys/step-down", timeout=30)
+
+
 def median(results, field):
     return statistics.median(result[field] for result in results)
 
 
-def print_tables(args, rows, restarts, memory):
-    print(f"\nRequests per second, 256-byte values, {args.seconds} s a run, median of {args.rounds} (p50 / p99 in ms; failed)\n")
+def print_tables(args, rows, restarts, failovers, memory):
+    print(f"\nRequests per second, {args.size}-byte values, {args.keys} keys, {args.seconds} s a run, median of {args.rounds} (p50 / p99 in ms; failed)\n")
     print("| | Strongroom | OpenBao | ratio | Strongroom, seal-wrapped |")
     print("|---|---|---|---|---|")
     for (operation, connections, role), columns in rows.items():
@@ -300,6 +347,13 @@ def print_tables(args, rows, restarts, memory):
     for role in ("follower", "leader"):
         cells = [f"{statistics.median(t):.0f} ({max(t):.0f})" for t in (restarts[name, role] for name in ("strongroom", "openbao"))]
         print(f"| {role} restarted | {cells[0]} | {cells[1]} |")
+    if failovers:
+        print(f"\nEnd of the leader to the first write that a follower accepts, ms, median of {FAILOVERS} (largest)\n")
+        print("| | Strongroom | OpenBao |")
+        print("|---|---|---|")
+        for what in ("step-down", "kill -9"):
+            cells = [f"{statistics.median(t):.0f} ({max(t):.0f})" for t in (failovers[name, what] for name in ("strongroom", "openbao"))]
+            print(f"| {what} | {cells[0]} | {cells[1]} |")
     print("\nResident memory after the load, MiB\n")
     print("| | Strongroom | OpenBao |")
     print("|---|---|---|")
@@ -315,6 +369,9 @@ def main():
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--size", type=int, default=256, help="bytes of a value")
+    parser.add_argument("--keys", type=int, default=1000, help="keys written before, and read and written again")
+    parser.add_argument("--failovers", action="store_true", help="also end the leader, in two ways, ten times each")
     args = parser.parse_args()
 
     work = Path(tempfile.mkdtemp(prefix="strongroom-bench-"))
@@ -332,16 +389,22 @@ def main():
         memory = {
             (cluster.name, role): node.resident_mib() for cluster in clusters for role, node in cluster.roles().items()
         }
+        failovers = {}
+        for cluster in clusters if args.failovers else []:
+            down = lambda leader, cluster=cluster: step_down(cluster, leader)
+            failovers[cluster.name, "step-down"] = measure_failovers(cluster, down, lambda _: None)
+            failovers[cluster.name, "kill -9"] = measure_failovers(cluster, Node.kill, Node.start)
         restarts = {
             (cluster.name, role): measure_restarts(cluster, role)
             for cluster in clusters
             for role in ("follower", "leader")
         }
-        print_tables(args, rows, restarts, memory)
+        print_tables(args, rows, restarts, failovers, memory)
         if args.json:
             document = {
                 "load": [{"case": list(key), "results": columns} for key, columns in rows.items()],
                 "restart_ms": [{"case": list(key), "results": times} for key, times in restarts.items()],
+                "failover_ms": [{"case": list(key), "results": times} for key, times in failovers.items()],
                 "resident_mib": [{"case": list(key), "result": mib} for key, mib in memory.items()],
             }
             args.json.write_text(json.dumps(document, indent=1))

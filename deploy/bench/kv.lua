@@ -1,25 +1,32 @@
--- One worker of the benchmark: PUT or GET of 256-byte values over a fixed set of keys, through wrk.
--- Arguments: token, mount, "put" or "get", number of keys. Prints one line of JSON at the end.
+-- One worker of the benchmark: PUT or GET over a fixed set of keys, through wrk.
+-- Arguments: token, mount, "fill", "put" or "get", number of keys, bytes of a value, keys filled so far. "fill" writes the
+-- keys in order behind those. Prints one line of JSON at the end.
 
-local token, mount, operation, keys
-local body = '{"value":"' .. string.rep("x", 256) .. '"}'
+local token, mount, operation, keys, body
 local n = 0
+local threads = 0
+
+function setup(thread)
+  thread:set("number", threads)
+  threads = threads + 1
+end
 
 function init(args)
   token, mount, operation, keys = args[1], args[2], args[3], tonumber(args[4])
+  body = '{"value":"' .. string.rep("x", tonumber(args[5])) .. '"}'
   wrk.headers["X-Vault-Token"] = token
+  math.randomseed(os.time() + number * 7919)
   -- The workers of one run start at different keys, or they would all write the same one.
-  math.randomseed(os.time() + tonumber(tostring({}):sub(8)) % 100000)
-  n = math.random(keys)
+  n = operation == "fill" and tonumber(args[6]) or math.random(keys)
 end
 
 function request()
   n = n % keys + 1
-  local path = string.format("/v1/%s/key-%05d", mount, n)
-  if operation == "put" then
-    return wrk.format("PUT", path, nil, body)
+  local path = string.format("/v1/%s/key-%07d", mount, n)
+  if operation == "get" then
+    return wrk.format("GET", path)
   end
-  return wrk.format("GET", path)
+  return wrk.format("PUT", path, nil, body)
 end
 
 function done(summary, latency)

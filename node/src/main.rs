@@ -20,6 +20,9 @@ mod telemetry;
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // Both of our users of TLS, client and server, take the process's default provider. It fails only if there is one.
     if rustls::crypto::aws_lc_rs::default_provider()

@@ -25,6 +25,7 @@ mod compaction;
 mod conformance;
 #[cfg(test)]
 mod damage;
+mod elsewhere;
 mod error;
 mod fail;
 mod figures;

@@ -50,7 +50,7 @@ use crate::{
     state::{SnapshotStats, State},
     stores::{DirLock, Stores},
     transfer::transfer,
-    types::{Metrics, PeerInfo},
+    types::{Encoded, Metrics, PeerInfo},
     vitals::Refusal,
 };
 
@@ -259,7 +259,16 @@ impl Raft {
             Some(_) => start::MAX_ENTRY_SIZE,
             None => self.0.options.max_entry_size,
         };
-        let encoded = command.encode();
+        self.propose_encoded(command.encode(), max, deadline).await
+    }
+
+    /// See [`Raft::propose`]; `max`: largest size, bytes.
+    pub(crate) async fn propose_encoded(
+        &self,
+        encoded: Encoded,
+        max: usize,
+        deadline: Instant,
+    ) -> Result<Applied, ProposeError> {
         let len = encoded.0.len();
         if len > max {
             figures().refused_size.increment(1);
@@ -307,7 +316,7 @@ impl Raft {
 
     async fn propose_once(
         &self,
-        encoded: &crate::types::Encoded,
+        encoded: &Encoded,
         admitted: &mut Option<OwnedSemaphorePermit>,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
@@ -352,7 +361,13 @@ impl Raft {
     /// `NoQuorum` when no leader confirmed one before `deadline`.
     pub async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
         loop {
-            let asked = timeout_at(deadline.into(), self.0.services.read_index()).await;
+            // Probes are bounded by themselves; a timer per read costs as much as the read's share of a probe.
+            let bounded = self.0.services.timing.election_max * 3;
+            let asked = if deadline.saturating_duration_since(Instant::now()) > bounded {
+                Ok(self.0.services.read_index().await)
+            } else {
+                timeout_at(deadline.into(), self.0.services.read_index()).await
+            };
             match asked {
                 Ok(Ok(index)) => return Ok(index),
                 Ok(Err(ProbeError::Fatal(why))) => return Err(ReadError::Fatal(why)),

@@ -56,7 +56,7 @@ impl Kind {
             .map(|name| {
                 let mut options = Options::default();
                 let buffer = match (self, *name) {
-                    (Self::Log, CF_LOG) => 32 << 20,
+                    (Self::Log, CF_LOG) => 16 << 20,
                     (Self::State, CF_KV | CF_KV_B) => 16 << 20,
                     _ => 4 << 20,
                 };

@@ -210,6 +210,7 @@ pub(crate) async fn start(
             identity: raft.0.options.identity.clone(),
             services: services.clone(),
             suspicion,
+            raft: raft.clone(),
             directory,
             acceptor: TlsAcceptor::from(transport.server_tls),
             streams: transport.streams,

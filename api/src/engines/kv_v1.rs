@@ -30,6 +30,11 @@ pub(crate) struct Cubbyhole;
 
 #[async_trait]
 impl Engine for KvV1 {
+    /// The last write wins, whoever makes it.
+    fn runs_anywhere(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::Write | Operation::Delete)
+    }
+
     async fn handle(&self, request: EngineRequest<'_>) -> Result<Reply, ApiError> {
         let folder = request.mount.folder();
         handle(&request, &folder, true).await
@@ -38,6 +43,11 @@ impl Engine for KvV1 {
 
 #[async_trait]
 impl Engine for Cubbyhole {
+    /// The last write wins, whoever makes it.
+    fn runs_anywhere(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::Write | Operation::Delete)
+    }
+
     async fn handle(&self, request: EngineRequest<'_>) -> Result<Reply, ApiError> {
         let owner = token::salted_accessor(request.storage.barrier(), &request.caller.accessor);
         let folder = format!("{}/{owner}", request.mount.folder());

@@ -74,6 +74,12 @@ pub struct EngineRequest<'a> {
 /// An engine.
 #[async_trait]
 pub trait Engine: Send + Sync {
+    /// Whether this operation can be carried out by a node that does not lead: it reads nothing that it then depends on,
+    /// and writes at most once.
+    fn runs_anywhere(&self, _operation: Operation) -> bool {
+        false
+    }
+
     /// Carries out a request.
     async fn handle(&self, request: EngineRequest<'_>) -> Result<Reply, ApiError>;
 }

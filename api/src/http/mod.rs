@@ -7,6 +7,7 @@
 //! - Neither path nor content of a request is logged: names of secrets are secrets.
 
 pub mod error;
+mod here;
 mod limits;
 pub mod request;
 pub mod response;
@@ -31,6 +32,7 @@ use uuid::Uuid;
 pub use self::limits::Limits;
 use self::{
     error::ApiError,
+    here::Here,
     limits::figures,
     request::{ApiRequest, Behind, Wanted},
     response::{Answer, Reply},
@@ -230,13 +232,10 @@ impl Server {
                 "a write cannot be stale: leave X-Strongroom-Consistency out".to_owned(),
             ));
         } else {
-            let mut whole = Request::from_parts(head, body);
-            let value = HeaderValue::from_str(&id.to_string())
-                .map_err(|error| ApiError::Internal(error.to_string()))?;
-            whole.headers_mut().insert(request::REQUEST_ID, value);
-            self.write(&core, &api, &whole).await?
+            let whole = Request::from_parts(head, body);
+            self.write(&core, api, whole).await?
         };
-        if let Some(value) = vault_index(&core) {
+        if let Some(value) = vault_index(&core, core.storage().applied()) {
             answer.headers.entry("x-vault-index").or_insert(value);
         }
         Ok(answer)
@@ -326,11 +325,27 @@ impl Server {
     async fn write(
         &self,
         core: &Core,
-        api: &ApiRequest,
-        whole: &Request<Bytes>,
+        mut api: ApiRequest,
+        mut whole: Request<Bytes>,
     ) -> Result<Answer, ApiError> {
         let until = hold(api.deadline);
         let mut perhaps_applied = false;
+        if !self.from_follower
+            && !api.no_forwarding
+            && matches!(self.node.role(), Role::Follower { .. })
+        {
+            match here::attempt(core, &api).await {
+                Here::Answered(answer) => return Ok(answer),
+                Here::Leader => {}
+                // Always the same one for the same id: a client may repeat its request too.
+                Here::LeaderUnderAnotherId => api.request_id = api.request_id.map(|byte| !byte),
+                Here::Unknown => perhaps_applied = true,
+            }
+        }
+        let id = Uuid::from_bytes(api.request_id).to_string();
+        let id = HeaderValue::from_str(&id).map_err(|e| ApiError::Internal(e.to_string()))?;
+        whole.headers_mut().insert(request::REQUEST_ID, id);
+        let (api, whole) = (&api, &whole);
         loop {
             let outcome = match self.node.role() {
                 Role::Leader => self.carry_out(core, api).await,
@@ -481,11 +496,13 @@ async fn authenticate(
 ) -> Result<Arc<TokenEntry>, ApiError> {
     let caller = match token {
         None => return Err(ApiError::Denied),
-        Some(token) => core
-            .tokens()
-            .lookup(core.storage(), token)
-            .await?
-            .ok_or(ApiError::Denied)?,
+        Some(token) => {
+            core.tokens()
+                .lookup(core.storage(), token)
+                .await?
+                .ok_or(ApiError::Denied)?
+                .entry
+        }
     };
     // Policies other than root cannot be made yet; what is not allowed is denied.
     if !caller.is_root() {
@@ -552,9 +569,8 @@ fn clone_request(request: &Request<Bytes>) -> Request<Bytes> {
     copy
 }
 
-/// Where this node's state stands, as Vault's clients carry it around.
-fn vault_index(core: &Core) -> Option<HeaderValue> {
-    let applied = core.storage().applied();
+/// Log index `applied` as Vault's clients carry it around.
+fn vault_index(core: &Core, applied: u64) -> Option<HeaderValue> {
     let json = format!(
         r#"{{"cluster":"{}","value":"{applied}"}}"#,
         core.cluster().id

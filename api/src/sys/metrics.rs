@@ -79,7 +79,7 @@ async fn authorise(core: &Core, headers: &HeaderMap) -> Result<(), ApiError> {
         .lookup(core.storage(), &token)
         .await?
         .ok_or(ApiError::Denied)?;
-    if caller.is_root() {
+    if caller.entry.is_root() {
         Ok(())
     } else {
         Err(ApiError::Denied)

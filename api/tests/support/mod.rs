@@ -85,6 +85,10 @@ pub(crate) struct Cluster {
     pub(crate) hsm_away: AtomicBool,
     pub(crate) unwraps: AtomicUsize,
     pub(crate) wraps: AtomicUsize,
+    /// Before the next commit that a follower asks for, this stored key is written by somebody else.
+    pub(crate) overtake: Mutex<Option<Vec<u8>>>,
+    /// Whole requests that followers have sent to the leader.
+    pub(crate) forwards: AtomicUsize,
     /// What nodes were told to do with members, in order.
     pub(crate) changes: Mutex<Vec<String>>,
     /// Restores: which node carried it out, and how long the file was.
@@ -103,6 +107,8 @@ impl Cluster {
             hsm_away: AtomicBool::new(false),
             unwraps: AtomicUsize::new(0),
             wraps: AtomicUsize::new(0),
+            overtake: Mutex::default(),
+            forwards: AtomicUsize::new(0),
             changes: Mutex::default(),
             restored: Mutex::default(),
             nodes: Mutex::default(),
@@ -241,12 +247,33 @@ impl Store for TestStore {
         }
     }
 
+    async fn commit_anywhere(
+        &self,
+        batch: StoredBatch,
+        deadline: Instant,
+    ) -> Result<u64, StoreError> {
+        let Some(leader) = *self.cluster.leader.lock().unwrap() else {
+            return Err(StoreError::NoQuorum);
+        };
+        if let Some(key) = self.cluster.overtake.lock().unwrap().take() {
+            let mut state = self.cluster.state.lock().unwrap();
+            state.index += 1;
+            let index = state.index;
+            state.map.get_mut(&key).unwrap().0 = index;
+        }
+        let theirs = Self {
+            cluster: Arc::clone(&self.cluster),
+            id: leader,
+        };
+        theirs.commit(batch, deadline).await
+    }
+
     fn applied(&self) -> u64 {
         self.cluster.state.lock().unwrap().index
     }
 }
 
-struct TestBarrier;
+pub(crate) struct TestBarrier;
 
 impl Barrier for TestBarrier {
     fn key(&self, path: &str) -> Result<Vec<u8>, BarrierError> {
@@ -574,6 +601,7 @@ impl Node for TestNode {
         request: Request<Bytes>,
         deadline: Instant,
     ) -> Result<Response<Bytes>, ForwardError> {
+        self.cluster.forwards.fetch_add(1, Ordering::SeqCst);
         let leader = loop {
             if let Some(leader) = *self.cluster.leader.lock().unwrap() {
                 break leader;

@@ -8,7 +8,9 @@ use strongroom_api::ports::{
     Barrier, BarrierError, Child, Expect, KeyStatus, SealWrap, Store, StoreError, StoredBatch,
     Versioned,
 };
-use strongroom_raft::{Command, Op, Outcome, ProposeError, Raft, ReadError, State, StateError};
+use strongroom_raft::{
+    Applied, Command, Op, Outcome, ProposeError, Raft, ReadError, State, StateError,
+};
 use strongroom_seal::{barrier, hsm::HsmError, wrap::SealWrapper};
 use zeroize::Zeroizing;
 
@@ -25,6 +27,13 @@ pub(crate) struct StorePort {
 impl StorePort {
     pub(crate) fn new(raft: Raft, restores: u64) -> Self {
         Self { raft, restores }
+    }
+
+    fn command(&self, batch: StoredBatch) -> Command {
+        Command {
+            restores: self.restores,
+            ..command(batch)
+        }
     }
 }
 
@@ -64,20 +73,16 @@ impl Store for StorePort {
     }
 
     async fn commit(&self, batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError> {
-        let command = Command {
-            restores: self.restores,
-            ..command(batch)
-        };
-        let applied = self
-            .raft
-            .propose(command, deadline)
-            .await
-            .map_err(propose_error)?;
-        match applied.outcome {
-            Outcome::Applied => Ok(applied.index),
-            Outcome::CheckFailed { .. } => Err(StoreError::CheckFailed),
-            Outcome::Superseded => Err(StoreError::Superseded),
-        }
+        index_of(self.raft.propose(self.command(batch), deadline).await)
+    }
+
+    async fn commit_anywhere(
+        &self,
+        batch: StoredBatch,
+        deadline: Instant,
+    ) -> Result<u64, StoreError> {
+        let command = self.command(batch);
+        index_of(self.raft.propose_anywhere(command, deadline).await)
     }
 
     fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
@@ -93,6 +98,15 @@ impl Store for StorePort {
 
     fn applied(&self) -> u64 {
         self.raft.state().applied()
+    }
+}
+
+fn index_of(proposed: Result<Applied, ProposeError>) -> Result<u64, StoreError> {
+    let applied = proposed.map_err(propose_error)?;
+    match applied.outcome {
+        Outcome::Applied => Ok(applied.index),
+        Outcome::CheckFailed { .. } => Err(StoreError::CheckFailed),
+        Outcome::Superseded => Err(StoreError::Superseded),
     }
 }
 

@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// Bytes of recent entries kept in memory: replication and apply normally never touch the disk.
-const TAIL_BYTES: usize = 32 << 20;
+const TAIL_BYTES: usize = 16 << 20;
 /// Bytes of entries given out at once; one entry is always given.
 pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// Above this many entries a truncation uses a range tombstone, which slows later scans, instead of single ones.

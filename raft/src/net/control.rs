@@ -1,4 +1,4 @@
-//! The control connection to one member, dialing side: many small calls at once, each with its own deadline.
+//! A connection for calls to one member, dialing side: many calls at once, each with its own deadline.
 //!
 //! In: calls. Out: answers, matched by number, in any order.
 //!
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     frame::{Frame, Kind},
-    peer::{Connection, Dialer, send},
+    peer::{Connection, Dialer, feed, flush},
     wire::{Call, CallMessage, Purpose, Reply, ReplyMessage},
 };
 use crate::log::lock;
@@ -47,9 +47,10 @@ pub(crate) enum CallError {
 
 type Waiting = (Call, oneshot::Sender<Result<Reply, CallError>>);
 
-/// The control connection to one member; dials when there is something to say.
+/// The connection to one member for one purpose; dials when there is something to say.
 pub(crate) struct ControlLink {
     id: u64,
+    purpose: Purpose,
     dialer: Arc<Dialer>,
     /// Longest silence while calls wait.
     silence: Duration,
@@ -62,12 +63,14 @@ pub(crate) struct ControlLink {
 impl ControlLink {
     pub(crate) fn new(
         id: u64,
+        purpose: Purpose,
         dialer: Arc<Dialer>,
         silence: Duration,
         closing: CancellationToken,
     ) -> Self {
         Self {
             id,
+            purpose,
             dialer,
             silence,
             closing,
@@ -100,6 +103,7 @@ impl ControlLink {
         let (sender, receiver) = mpsc::channel(MAX_CALLS);
         let connection = Running {
             id: self.id,
+            purpose: self.purpose,
             dialer: Arc::clone(&self.dialer),
             silence: self.silence,
             down: Arc::clone(&self.down),
@@ -112,6 +116,7 @@ impl ControlLink {
 
 struct Running {
     id: u64,
+    purpose: Purpose,
     dialer: Arc<Dialer>,
     silence: Duration,
     down: Arc<Mutex<bool>>,
@@ -119,7 +124,7 @@ struct Running {
 
 impl Running {
     async fn run(self, mut calls: mpsc::Receiver<Waiting>) {
-        let connection = match self.dialer.open(self.id, Purpose::Control).await {
+        let connection = match self.dialer.open(self.id, self.purpose).await {
             Ok(connection) => connection,
             Err(error) => {
                 let why = chain(&error);
@@ -167,14 +172,28 @@ impl Running {
                     }
                 }
                 call = calls.recv(), if waiting.len() < MAX_CALLS => {
-                    let Some((call, tx)) = call else {
+                    let Some(mut next) = call else {
                         return Ok(());
                     };
                     unheard.get_or_insert_with(Instant::now);
-                    seq += 1;
-                    waiting.insert(seq, tx);
-                    let frame = call_frame(seq, call);
-                    timeout(self.silence, send(&mut connection, frame))
+                    // What waits already goes out in the same write.
+                    let sending = async {
+                        loop {
+                            let (call, tx) = next;
+                            seq += 1;
+                            waiting.insert(seq, tx);
+                            feed(&mut connection, call_frame(seq, call)).await?;
+                            if waiting.len() >= MAX_CALLS {
+                                break;
+                            }
+                            match calls.try_recv() {
+                                Ok(more) => next = more,
+                                Err(_) => break,
+                            }
+                        }
+                        flush(&mut connection).await
+                    };
+                    timeout(self.silence, sending)
                         .await
                         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 }

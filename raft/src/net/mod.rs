@@ -1,7 +1,8 @@
 //! The cluster port: length-prefixed frames over mutual TLS 1.3.
 //!
-//! Each pair of nodes has, in each direction, one connection for the append stream and one for control messages, so
-//! that a heartbeat never waits behind log entries, and one more while a snapshot is sent. Other protocols share the port by ALPN name.
+//! Each pair of nodes has, in each direction, one connection for the append stream, one for control messages, so that a
+//! heartbeat never waits behind log entries, one for commands to propose, and one more while a snapshot is sent. Other
+//! protocols share the port by ALPN name.
 
 mod append;
 mod control;
@@ -18,7 +19,7 @@ pub(crate) use self::{
     peer::{Dialer, Directory, Probe},
     server::Server,
     snapshot::{Incoming, Receiver},
-    wire::{Call, HealthReply, Reply},
+    wire::{Call, FailedCheck, HealthReply, ProposeCall, ProposeReply, Proposed, Reply},
 };
 #[cfg(test)]
 pub(crate) use self::{

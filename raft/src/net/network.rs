@@ -43,6 +43,7 @@ pub(crate) struct Links {
     raft_id: u64,
     pub(crate) dialer: Arc<Dialer>,
     control: Mutex<HashMap<u64, Arc<ControlLink>>>,
+    propose: Mutex<HashMap<u64, Arc<ControlLink>>>,
     silence: Duration,
     closing: CancellationToken,
     /// Index of the snapshot that each member is being sent.
@@ -64,6 +65,7 @@ impl Links {
             raft_id,
             dialer,
             control: Mutex::default(),
+            propose: Mutex::default(),
             silence,
             closing,
             sending: Mutex::default(),
@@ -87,10 +89,25 @@ impl Links {
     }
 
     pub(crate) fn control(&self, id: u64) -> Arc<ControlLink> {
-        let mut links = lock(&self.control);
+        self.link(&self.control, id, Purpose::Control)
+    }
+
+    /// For commands that member `id`, the leader, shall propose.
+    pub(crate) fn propose(&self, id: u64) -> Arc<ControlLink> {
+        self.link(&self.propose, id, Purpose::Propose)
+    }
+
+    fn link(
+        &self,
+        links: &Mutex<HashMap<u64, Arc<ControlLink>>>,
+        id: u64,
+        purpose: Purpose,
+    ) -> Arc<ControlLink> {
+        let mut links = lock(links);
         let link = links.entry(id).or_insert_with(|| {
             Arc::new(ControlLink::new(
                 id,
+                purpose,
                 Arc::clone(&self.dialer),
                 self.silence,
                 self.closing.clone(),
@@ -102,6 +119,7 @@ impl Links {
     /// Drops the links to nodes that are no members any more.
     pub(crate) fn retain(&self, directory: &Directory) {
         lock(&self.control).retain(|id, _| directory.contains(*id));
+        lock(&self.propose).retain(|id, _| directory.contains(*id));
     }
 }
 

@@ -309,8 +309,18 @@ pub(crate) fn hello(cluster_id: &[u8; 16], from: u64, to: u64) -> Hello {
 
 /// Sends one frame and waits until it is on its way.
 pub(crate) async fn send(connection: &mut Connection, frame: Frame) -> io::Result<()> {
+    feed(connection, frame).await?;
+    flush(connection).await
+}
+
+/// Puts one frame into the buffer, so that several go out together; see [`flush`].
+pub(crate) async fn feed(connection: &mut Connection, frame: Frame) -> io::Result<()> {
     poll_fn(|cx| Pin::new(&mut *connection).poll_ready(cx)).await?;
-    Pin::new(&mut *connection).start_send(frame)?;
+    Pin::new(&mut *connection).start_send(frame)
+}
+
+/// Waits until everything in the buffer is on its way.
+pub(crate) async fn flush(connection: &mut Connection) -> io::Result<()> {
     poll_fn(|cx| Pin::new(&mut *connection).poll_flush(cx)).await
 }
 

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{Stream, StreamExt, stream, stream::FuturesUnordered};
+use futures_util::{FutureExt, Stream, StreamExt, stream, stream::FuturesUnordered};
 use openraft::raft::{AppendEntriesResponse, StreamAppendError};
 use prost::Message;
 use tokio::{
@@ -31,7 +31,7 @@ use tokio_util::{codec::Framed, sync::CancellationToken, task::TaskTracker};
 
 use super::{
     frame::{FIRST, Frame, FrameCodec, Kind},
-    peer::{ALPN, Connection, Directory, certificate_identity, frame, send},
+    peer::{ALPN, Connection, Directory, certificate_identity, feed, flush, frame, send},
     snapshot::Receiver,
     wire::{
         Append, AppendReply, Call, CallMessage, Hello, PROTOCOL, Purpose, Reply, ReplyMessage,
@@ -41,6 +41,7 @@ use super::{
 use crate::{
     identity::Identity,
     log::lock,
+    raft::Raft,
     services::Services,
     suspect::Suspicion,
     types::{AppendRequest, AppendResult, Core, TypeConfig},
@@ -75,6 +76,7 @@ pub(crate) struct Server {
     pub(crate) identity: Identity,
     pub(crate) services: Services,
     pub(crate) suspicion: Arc<Suspicion>,
+    pub(crate) raft: Raft,
     pub(crate) directory: Arc<Directory>,
     pub(crate) acceptor: TlsAcceptor,
     pub(crate) streams: HashMap<&'static str, mpsc::Sender<IncomingStream>>,
@@ -166,8 +168,8 @@ impl Server {
         let serving = async {
             match purpose {
                 Purpose::Append => self.serve_append(connection).await,
-                Purpose::Control => self.serve_control(connection, from).await,
                 Purpose::Snapshot => self.snapshots.serve(connection, from).await,
+                Purpose::Control | Purpose::Propose => self.serve_control(connection, from).await,
             }
         };
         let Some(ended) = replaced.run_until_cancelled(serving).await else {
@@ -338,14 +340,16 @@ impl Server {
                     under_way.push(async move { (frame.seq, self.answer(message.call, from).await) });
                 }
                 Some((seq, reply)) = under_way.next() => {
-                    let message = ReplyMessage { reply: Some(reply) };
-                    let frame = Frame {
-                        kind: Kind::Reply,
-                        flags: 0,
-                        seq,
-                        body: message.encode_to_vec().into(),
+                    // What is ready too goes out in the same write.
+                    let sending = async {
+                        let mut next = Some((seq, reply));
+                        while let Some((seq, reply)) = next {
+                            feed(&mut connection, reply_frame(seq, reply)).await?;
+                            next = under_way.next().now_or_never().flatten();
+                        }
+                        flush(&mut connection).await
                     };
-                    timeout(self.step, send(&mut connection, frame)).await??;
+                    timeout(self.step, sending).await??;
                 }
             }
         }
@@ -384,6 +388,7 @@ impl Server {
                 self.services.tracker.choose();
                 Ok(Reply::Done(true))
             }
+            Some(Call::Propose(call)) => Ok(Reply::Proposed(self.raft.answer_propose(call).await)),
         };
         answered.unwrap_or_else(Reply::Failed)
     }
@@ -410,6 +415,16 @@ impl Server {
             },
         };
         Ok(Reply::Append((&result).into()))
+    }
+}
+
+fn reply_frame(seq: u64, reply: Reply) -> Frame {
+    let message = ReplyMessage { reply: Some(reply) };
+    Frame {
+        kind: Kind::Reply,
+        flags: 0,
+        seq,
+        body: message.encode_to_vec().into(),
     }
 }
 

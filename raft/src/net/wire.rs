@@ -32,6 +32,8 @@ pub(crate) enum Purpose {
     Control,
     /// One snapshot.
     Snapshot,
+    /// Commands for the leader to propose: many and as large as an entry may be.
+    Propose,
 }
 
 impl Purpose {
@@ -40,6 +42,7 @@ impl Purpose {
             Self::Append => 1,
             Self::Control => 2,
             Self::Snapshot => 3,
+            Self::Propose => 4,
         }
     }
 
@@ -48,6 +51,7 @@ impl Purpose {
             1 => Some(Self::Append),
             2 => Some(Self::Control),
             3 => Some(Self::Snapshot),
+            4 => Some(Self::Propose),
             _ => None,
         }
     }
@@ -188,7 +192,7 @@ impl From<&AppendResult> for AppendReply {
 /// Request on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CallMessage {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20, 30")]
     pub(crate) call: Option<Call>,
 }
 
@@ -217,12 +221,15 @@ pub(crate) enum Call {
     /// Asks how fit the node is. A node that does not know the question says so.
     #[prost(bool, tag = "20")]
     Health(bool),
+    /// Has the leader propose a command.
+    #[prost(message, tag = "30")]
+    Propose(ProposeCall),
 }
 
 /// Answer on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ReplyMessage {
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20, 30")]
     pub(crate) reply: Option<Reply>,
 }
 
@@ -249,6 +256,8 @@ pub(crate) enum Reply {
     Done(bool),
     #[prost(message, tag = "20")]
     Health(HealthReply),
+    #[prost(message, tag = "30")]
+    Proposed(ProposeReply),
 }
 
 /// See [`Health`].
@@ -281,6 +290,61 @@ impl From<HealthReply> for Health {
             sync_us: Some(reply.sync_us).filter(|time| *time != 0),
         }
     }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ProposeCall {
+    /// An encoded command.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) command: bytes::Bytes,
+    /// How long its proposer waits.
+    #[prost(uint64, tag = "2")]
+    pub(crate) wait_ms: u64,
+}
+
+/// What became of a [`ProposeCall`].
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ProposeReply {
+    #[prost(oneof = "Proposed", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub(crate) outcome: Option<Proposed>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(crate) enum Proposed {
+    /// Log index of the command that took effect.
+    #[prost(uint64, tag = "1")]
+    Applied(u64),
+    #[prost(message, tag = "2")]
+    CheckFailed(FailedCheck),
+    /// Nothing was written: ask who leads, or has a quorum, now.
+    #[prost(bool, tag = "3")]
+    NotLeader(bool),
+    /// Nothing was written.
+    #[prost(bool, tag = "4")]
+    NoQuorum(bool),
+    /// Nothing was written.
+    #[prost(bool, tag = "5")]
+    Busy(bool),
+    /// It may be applied.
+    #[prost(bool, tag = "6")]
+    Unknown(bool),
+    /// Nothing was written: more than an entry may be, in bytes.
+    #[prost(uint64, tag = "7")]
+    TooLarge(u64),
+    /// Log index of the command, which was for data that a restore has replaced.
+    #[prost(uint64, tag = "8")]
+    Superseded(u64),
+    /// Nothing was written: the leader's disk is full.
+    #[prost(bool, tag = "9")]
+    NoRoom(bool),
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct FailedCheck {
+    #[prost(uint64, tag = "1")]
+    pub(crate) index: u64,
+    #[prost(uint32, tag = "2")]
+    pub(crate) op: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use strongroom_raft::{DialError, Next, ProposeError, ReadError, TransferError};
+use strongroom_raft::{
+    Command, DialError, Expect, Next, Outcome, ProposeError, ReadError, TransferError,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Cluster, ECHO, local, put, read, soon};
+use crate::harness::{Cluster, ECHO, check, local, put, read, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_is_read_on_every_node() {
@@ -31,6 +33,68 @@ async fn a_write_is_read_on_every_node() {
             );
         }
     }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_has_the_leader_propose() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let named = || Command {
+        request_id: [9; 16],
+        ..put("k", "1")
+    };
+    let mut indexes = Vec::new();
+    for position in [one, other, leader] {
+        let raft = &cluster.nodes[position].raft;
+        let applied = raft.propose_anywhere(named(), soon()).await.unwrap();
+        assert!(applied.is_applied());
+        indexes.push(applied.index);
+    }
+    assert!(
+        indexes.iter().all(|index| *index == indexes[0]),
+        "applied once: {indexes:?}"
+    );
+    let raft = cluster.nodes[one].raft.clone();
+    let wrong = Command {
+        ops: vec![check("k", Expect::Absent)],
+        ..Command::default()
+    };
+    let refused = raft.propose_anywhere(wrong, soon()).await.unwrap();
+    assert_eq!(refused.outcome, Outcome::CheckFailed { op: 0 });
+    let huge = put("k", &"x".repeat(2 << 20));
+    let refused = raft.propose_anywhere(huge, soon()).await;
+    assert!(
+        matches!(refused, Err(ProposeError::TooLarge { .. })),
+        "{refused:?}"
+    );
+    let many = (0..200).map(|n| {
+        let raft = raft.clone();
+        async move {
+            raft.propose_anywhere(put(&format!("m{n}"), "v"), soon())
+                .await
+        }
+    });
+    for applied in futures_util::future::join_all(many).await {
+        assert!(applied.unwrap().is_applied());
+    }
+    assert_eq!(
+        read(&cluster.nodes[other], "m199").await.as_deref(),
+        Some("v")
+    );
+    // Without its leader the outcome is either nothing written or not known, and it comes in time.
+    drop(cluster.stop(leader).await);
+    let asked = Instant::now();
+    let lost = raft.propose_anywhere(put("late", "v"), soon()).await;
+    assert!(
+        matches!(
+            lost,
+            Ok(_) | Err(ProposeError::NotLeader { .. } | ProposeError::Unknown)
+        ),
+        "{lost:?}"
+    );
+    assert!(asked.elapsed() < Duration::from_secs(4));
     cluster.shutdown().await;
 }
 

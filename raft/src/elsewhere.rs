@@ -1,0 +1,115 @@
+//! Commands that a node which does not lead has the leader propose.
+//!
+//! In: a command, on any node. Out: the outcome that the leader's own caller would get.
+//!
+//! Invariants
+//! - A command is sent once: a connection that breaks behind it makes the outcome unknown, never a second copy.
+//! - The leader takes only what it understands itself: what it cannot decode would stop every node that applies it.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    command::{Applied, Command, Outcome},
+    error::ProposeError,
+    net::{Call, CallError, FailedCheck, ProposeCall, ProposeReply, Proposed, Reply},
+    raft::Raft,
+    types::Encoded,
+};
+
+impl Raft {
+    /// As [`Raft::propose`], on any node: one that does not lead has the leader do it.
+    ///
+    /// # Errors
+    /// As [`Raft::propose`]. `NotLeader` also when the leader is of a version that does not take commands from others.
+    pub async fn propose_anywhere(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Applied, ProposeError> {
+        let (role, own) = (self.role(), self.0.options.identity.raft_id);
+        if role.is_ready_leader {
+            return self.propose(command, deadline).await;
+        }
+        let leader = role.leader.filter(|leader| *leader != own);
+        let (Some(leader), Some(links)) = (leader, &self.0.services.links) else {
+            return Err(ProposeError::NotLeader { leader });
+        };
+        let encoded = command.encode();
+        let (len, max) = (encoded.0.len(), self.0.options.max_entry_size);
+        if len > max {
+            return Err(ProposeError::TooLarge { len, max });
+        }
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let call = Call::Propose(ProposeCall {
+            command: encoded.0,
+            wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        });
+        match links.propose(leader).call(call, wait).await {
+            Ok(Reply::Proposed(reply)) => outcome_of(reply, len),
+            Ok(Reply::Failed(_) | Reply::NotLeader(_)) | Err(CallError::Unreachable(_)) => {
+                Err(ProposeError::NotLeader {
+                    leader: Some(leader),
+                })
+            }
+            Err(CallError::Busy) => Err(ProposeError::Busy),
+            Ok(_) | Err(CallError::TimedOut | CallError::Broken) => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// The leader's side of [`Raft::propose_anywhere`].
+    pub(crate) async fn answer_propose(&self, call: ProposeCall) -> ProposeReply {
+        let encoded = Encoded(call.command);
+        let deadline = Instant::now() + Duration::from_millis(call.wait_ms).min(LONGEST);
+        let outcome = match Command::decode(&encoded) {
+            // Of a newer version: it can wait until this node does not lead any more.
+            Err(_) => Err(ProposeError::NotLeader { leader: None }),
+            Ok(_) => {
+                let max = self.0.options.max_entry_size;
+                self.propose_encoded(encoded, max, deadline).await
+            }
+        };
+        let outcome = match outcome {
+            Ok(Applied { index, outcome }) => match outcome {
+                Outcome::Applied => Proposed::Applied(index),
+                Outcome::CheckFailed { op } => Proposed::CheckFailed(FailedCheck { index, op }),
+                Outcome::Superseded => Proposed::Superseded(index),
+            },
+            Err(ProposeError::NotLeader { .. }) => Proposed::NotLeader(true),
+            Err(ProposeError::NoQuorum) => Proposed::NoQuorum(true),
+            Err(ProposeError::Busy) => Proposed::Busy(true),
+            Err(ProposeError::NoRoom) => Proposed::NoRoom(true),
+            Err(ProposeError::TooLarge { max, .. }) => {
+                Proposed::TooLarge(u64::try_from(max).unwrap_or(u64::MAX))
+            }
+            // Stopped as it is, it may have written the command.
+            Err(ProposeError::Unknown | ProposeError::Fatal(_)) => Proposed::Unknown(true),
+        };
+        ProposeReply {
+            outcome: Some(outcome),
+        }
+    }
+}
+
+/// Nobody waits longer for a command, whatever a peer says.
+const LONGEST: Duration = Duration::from_secs(600);
+
+fn outcome_of(reply: ProposeReply, len: usize) -> Result<Applied, ProposeError> {
+    let applied = |index, outcome| Ok(Applied { index, outcome });
+    match reply.outcome {
+        Some(Proposed::Applied(index)) => applied(index, Outcome::Applied),
+        Some(Proposed::CheckFailed(FailedCheck { index, op })) => {
+            applied(index, Outcome::CheckFailed { op })
+        }
+        Some(Proposed::Superseded(index)) => applied(index, Outcome::Superseded),
+        Some(Proposed::NotLeader(_)) => Err(ProposeError::NotLeader { leader: None }),
+        Some(Proposed::NoQuorum(_)) => Err(ProposeError::NoQuorum),
+        Some(Proposed::Busy(_)) => Err(ProposeError::Busy),
+        Some(Proposed::NoRoom(_)) => Err(ProposeError::NoRoom),
+        Some(Proposed::TooLarge(max)) => Err(ProposeError::TooLarge {
+            len,
+            max: usize::try_from(max).unwrap_or(usize::MAX),
+        }),
+        // An answer that a newer version gives: it may stand for anything.
+        Some(Proposed::Unknown(_)) | None => Err(ProposeError::Unknown),
+    }
+}
