@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::{
     command::{Applied, Command, Outcome},
     error::ProposeError,
+    figures::{figures, seconds},
     net::{Call, CallError, FailedCheck, ProposeCall, ProposeReply, Proposed, Reply},
     raft::Raft,
     types::Encoded,
@@ -44,7 +45,13 @@ impl Raft {
             command: encoded.0,
             wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
         });
-        match links.propose(leader).call(call, wait).await {
+        let began = Instant::now();
+        let answer = links.propose(leader).call(call, wait).await;
+        match &answer {
+            Ok(Reply::Proposed(_)) => figures().sent_command.record(seconds(began.elapsed())),
+            Ok(_) | Err(_) => figures().sent_command_failed.increment(1),
+        }
+        match answer {
             Ok(Reply::Proposed(reply)) => outcome_of(reply, len),
             Ok(Reply::Failed(_) | Reply::NotLeader(_)) | Err(CallError::Unreachable(_)) => {
                 Err(ProposeError::NotLeader {

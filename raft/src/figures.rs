@@ -22,6 +22,10 @@ pub(crate) struct Figures {
     pub(crate) apply_entries: Histogram,
     /// From proposal to applied, of proposals that were.
     pub(crate) commit: Histogram,
+    /// From sending a command to the leader to its outcome, of commands that got one.
+    pub(crate) sent_command: Histogram,
+    /// Commands sent to the leader that got no outcome.
+    pub(crate) sent_command_failed: Counter,
     /// Probes of this node's own quorum.
     pub(crate) quorum_probe: Probe,
     /// Questions to the leader.
@@ -83,6 +87,8 @@ impl Figures {
             apply: histogram!("strongroom.apply_seconds"),
             apply_entries: histogram!("strongroom.apply_entries"),
             commit: histogram!("strongroom.commit_seconds"),
+            sent_command: histogram!("strongroom.sent_command_seconds"),
+            sent_command_failed: counter!("strongroom.sent_command_failures_total"),
             quorum_probe: probe("quorum"),
             leader_probe: probe("leader"),
             refused_busy: refused("unapplied"),
@@ -117,6 +123,14 @@ fn describe() {
     describe_histogram!(
         "strongroom.commit_seconds",
         "From proposing a write to its being applied"
+    );
+    describe_histogram!(
+        "strongroom.sent_command_seconds",
+        "From sending a command to the leader to its outcome"
+    );
+    describe_counter!(
+        "strongroom.sent_command_failures_total",
+        "Commands sent to the leader that got no outcome"
     );
     describe_histogram!("strongroom.read_index_seconds", "Asking for a read index");
     describe_histogram!(

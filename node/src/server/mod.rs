@@ -55,13 +55,18 @@ pub(crate) const BUILD_DATE: &str = "2026-11-23T00:00:00Z";
 
 /// Bodies are bounded even where the configuration lifts the limit.
 const LARGEST_BODY: usize = 1 << 30;
+/// Threads for requests and Raft, however few cores there are.
+const MIN_WORKERS: usize = 4;
 /// Open requests get this long to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// Runs a node until a signal ends it. 0: stopped as told; 1: could not start or cannot go on.
 pub(crate) fn run(config: Config) -> ExitCode {
     crate::telemetry::install();
+    // A write to the log can wait for the disk on a worker; the others must be able to answer.
+    let workers = std::thread::available_parallelism().map_or(MIN_WORKERS, usize::from);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers.max(MIN_WORKERS))
         .enable_all()
         .build()
     {
