@@ -1,4 +1,4 @@
-//! The task that keeps [`Vitals`] true and hands leadership over when this node should not lead.
+//! The task that keeps [`Vitals`](crate::vitals::Vitals) true and hands leadership over when this node should not lead.
 //!
 //! In: room on the disk, times of the log's syncs, what was appended and applied. Out: the vitals, and transfers of
 //! leadership to a voter that says it is fitter.
