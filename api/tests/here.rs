@@ -42,6 +42,7 @@ async fn plain_writes_are_finished_by_the_follower_and_all_others_sent_on() {
         ("POST", "wrapped/a", &token, r#"{"v":2}"#, 204, false),
         ("PUT", "cubbyhole/a", &token, r#"{"v":3}"#, 204, false),
         ("DELETE", "kv/b", &token, "", 204, false),
+        ("DELETE", "kv", &token, "", 204, true),
         ("DELETE", "kv/folder/", &token, "", 204, true),
         // What is wrong, or may be, is the leader's to say.
         ("PUT", "kv/a", &token, "{}", 400, true),
@@ -87,8 +88,22 @@ async fn a_follower_that_was_overtaken_leaves_the_request_to_the_leader() {
     assert_eq!(nodes[1].send(put()).await.code(), 204);
     assert_eq!(cluster.applied(), applied + 1);
     assert_eq!(forwards(&cluster), sent + 1);
-    // The client did not get the answer and asks again: nothing more is applied.
-    assert_eq!(nodes[1].send(put()).await.code(), 204);
+    // The client did not get the answer and asks again, whichever node: nothing more is applied.
+    for node in [&nodes[1], &nodes[0], &nodes[1]] {
+        assert_eq!(node.send(put()).await.code(), 204);
+        assert_eq!(cluster.applied(), applied + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_condition_whose_answer_is_lost_is_carried_out_once() {
+    let (cluster, nodes, token) = with_mount().await;
+    let mounts = TestBarrier.key("core/mounts-version").unwrap();
+    *cluster.overtake.lock().unwrap() = Some(mounts);
+    cluster.fail_next_commits(&[Fault::AppliedButUnknown]);
+    let applied = cluster.applied();
+    let put = request("PUT", "kv/a", &token, r#"{"v":1}"#);
+    assert_eq!(nodes[1].send(put).await.code(), 204);
     assert_eq!(cluster.applied(), applied + 1);
 }
 

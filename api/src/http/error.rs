@@ -83,6 +83,9 @@ pub enum ApiError {
     /// The disk is nearly full; nothing was written. Counted, and logged by whoever watches the disk.
     #[error("{0}")]
     NoRoom(String),
+    /// A condition of the write did not hold; nothing was written.
+    #[error("another request changed this first; try again")]
+    Overtaken,
     /// The write may have happened.
     #[error(
         "the outcome of this request is unknown: it may have been carried out; read before trying again"
@@ -111,6 +114,7 @@ impl ApiError {
             | Self::NotLeader
             | Self::NoLeader
             | Self::Unavailable(_)
+            | Self::Overtaken
             | Self::Overloaded(_)
             | Self::NoRoom(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::OutcomeUnknown | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -184,6 +188,7 @@ impl ApiError {
             | Self::EntryTooLarge(_)
             | Self::RateLimited(_)
             | Self::Unavailable(_)
+            | Self::Overtaken
             | Self::BehindIndex
             | Self::Overloaded(_)
             | Self::NoRoom(_)
@@ -200,9 +205,7 @@ impl From<StoreError> for ApiError {
             StoreError::Busy => Self::Overloaded("the server is busy; try again"),
             StoreError::NoRoom => Self::NoRoom(error.to_string()),
             StoreError::TooLarge { .. } => Self::EntryTooLarge(error.to_string()),
-            StoreError::CheckFailed => {
-                Self::Unavailable("another request changed this first; try again".to_owned())
-            }
+            StoreError::CheckFailed => Self::Overtaken,
             StoreError::Superseded => Self::Unavailable(format!("{error}; try again")),
             StoreError::Unknown => Self::OutcomeUnknown,
             StoreError::Fatal(details) => Self::Internal(details),

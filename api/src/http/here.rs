@@ -38,10 +38,16 @@ pub(super) async fn attempt(core: &Core, api: &ApiRequest) -> Here {
         Ok(Some(answer)) => Here::Answered(answer),
         Ok(None) => Here::Leader,
         Err(Failed::Overtaken) => Here::LeaderUnderAnotherId,
-        Err(Failed::With(ApiError::OutcomeUnknown)) => Here::Unknown,
+        Err(Failed::With(ApiError::OutcomeUnknown | ApiError::Internal(_))) => Here::Unknown,
         // What is wrong here may be right where the newest state is.
         Err(Failed::With(_)) => Here::Leader,
     }
+}
+
+/// The id for what failed under `id` because a follower had been overtaken: always the same one for the same id, since a
+/// client may repeat its request, to any node.
+pub(super) fn another_id(id: [u8; 16]) -> [u8; 16] {
+    id.map(|byte| !byte)
 }
 
 enum Failed {
@@ -97,6 +103,13 @@ async fn run(core: &Core, api: &ApiRequest) -> Result<Option<Answer>, Failed> {
         .await;
     if guard.was_overtaken() {
         return Err(Failed::Overtaken);
+    }
+    match (guard.committed(), &handled) {
+        // Without a command nothing has checked what was looked at.
+        (0, Ok(_)) => return Ok(None),
+        (0, Err(_)) | (_, Ok(_)) => {}
+        // Written, and something failed afterwards.
+        (_, Err(_)) => return Err(ApiError::OutcomeUnknown.into()),
     }
     let mut answer = Answer::of(handled?, &Uuid::from_bytes(api.request_id).to_string());
     // This node may not have applied the write yet; whoever waits for the index waits for it.

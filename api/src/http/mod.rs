@@ -337,8 +337,7 @@ impl Server {
             match here::attempt(core, &api).await {
                 Here::Answered(answer) => return Ok(answer),
                 Here::Leader => {}
-                // Always the same one for the same id: a client may repeat its request too.
-                Here::LeaderUnderAnotherId => api.request_id = api.request_id.map(|byte| !byte),
+                Here::LeaderUnderAnotherId => api.request_id = here::another_id(api.request_id),
                 Here::Unknown => perhaps_applied = true,
             }
         }
@@ -368,9 +367,12 @@ impl Server {
                     sys::may_be_repeated(api)
                 }
                 // The first copy may have been applied: "nothing was written" is true of this copy only.
-                Err(ApiError::Unavailable(_) | ApiError::Overloaded(_) | ApiError::NoRoom(_)) => {
-                    perhaps_applied
-                }
+                Err(
+                    ApiError::Unavailable(_)
+                    | ApiError::Overtaken
+                    | ApiError::Overloaded(_)
+                    | ApiError::NoRoom(_),
+                ) => perhaps_applied,
                 Ok(answer) => perhaps_applied && is_temporary(answer.status),
                 Err(_) => false,
             };
@@ -521,18 +523,25 @@ async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Re
     // Its type only: the path is the user's.
     Span::current().record("mount", mount.kind.as_str());
     let engine = engines::engine(&mount.kind).ok_or_else(sys::unsupported)?;
-    engine
-        .handle(EngineRequest {
+    let under = |request_id| {
+        engine.handle(EngineRequest {
             operation: api.operation,
             path,
             fields: &api.fields,
             mount,
             caller,
             storage: core.storage(),
-            request_id: api.request_id,
+            request_id,
             deadline: api.deadline,
         })
-        .await
+    };
+    match under(api.request_id).await {
+        // It sets no condition of its own: a follower has tried the same request, and one of its conditions failed.
+        Err(ApiError::Overtaken) if engine.runs_anywhere(api.operation) => {
+            under(here::another_id(api.request_id)).await
+        }
+        outcome => outcome,
+    }
 }
 
 /// Whether an answer says that nothing was done and that it is worth another try.
