@@ -57,9 +57,12 @@ impl fmt::Display for Fault {
 
 impl Fault {
     /// Whether two of three nodes serve all the time, or nearly.
+    ///
+    /// Not while a node stands still: if it leads, nobody takes its place before its lease has run out, which takes longer
+    /// than the fault.
     #[must_use]
     pub fn leaves_quorum(self) -> bool {
-        self != Self::KillAll
+        !matches!(self, Self::KillAll | Self::Pause(_) | Self::PauseLeader)
     }
 }
 
