@@ -58,6 +58,8 @@ struct Node {
     dir: PathBuf,
     config: NodeConfig,
     token: Token,
+    /// The server it runs, if not the cluster's.
+    binary: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -206,6 +208,7 @@ impl Cluster {
             dir,
             config,
             token,
+            binary: None,
             process: None,
         });
         self.configure(number, |_| ());
@@ -224,6 +227,11 @@ impl Cluster {
         .expect("configuration file");
     }
 
+    /// The server that a node runs from its next start on; `None`: the cluster's.
+    pub fn set_binary(&mut self, number: usize, binary: Option<&Path>) {
+        self.node_mut(number).binary = binary.map(Path::to_owned);
+    }
+
     // ---- processes --------------------------------------------------------------------------------------------------
 
     /// Starts a node and waits until it answers on its API port.
@@ -234,11 +242,12 @@ impl Cluster {
 
     /// Starts a node and does not wait.
     pub fn spawn(&mut self, number: usize) {
+        let binary = self.node(number).binary.as_ref().unwrap_or(&self.binary);
         let mut command = match &self.network {
-            None => cli::clean(&self.binary),
+            None => cli::clean(binary),
             Some(network) => {
                 let mut command = cli::clean(&Network::enter());
-                network.prefix(number, &mut command, &self.binary);
+                network.prefix(number, &mut command, binary);
                 command
             }
         };
@@ -412,12 +421,16 @@ impl Cluster {
         });
     }
 
-    /// Status of `sys/health`, 0 when nobody answers.
+    /// Status of `sys/health`, 0 when nobody answers. Whether there is a leader does not count.
     #[must_use]
     pub fn health(&self, number: usize) -> u16 {
         let client = self.anonymous(number).with_timeout(Duration::from_secs(2));
         client
-            .request("GET", "/v1/sys/health?standbyok=true", None)
+            .request(
+                "GET",
+                "/v1/sys/health?standbyok=true&haunhealthycode=200",
+                None,
+            )
             .map_or(0, |answer| answer.status)
     }
 

@@ -112,6 +112,12 @@ pub struct Network {
 }
 
 impl Network {
+    /// Whether this user can make networks at all. A test without one says so and does nothing.
+    #[must_use]
+    pub fn is_possible() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
     /// Namespaces for `nodes` nodes, all of which hear each other.
     ///
     /// # Panics
@@ -119,7 +125,7 @@ impl Network {
     #[must_use]
     pub fn up(nodes: usize) -> Self {
         assert!(
-            rustix::process::geteuid().is_root(),
+            Self::is_possible(),
             "partitions need network namespaces, and those need root: run this as root, or in a container that may \
              make them"
         );
@@ -144,7 +150,7 @@ impl Network {
 
     fn add(&self, node: usize) {
         let (space, bridge) = (self.space(node), self.bridge());
-        let (outside, inside) = (format!("{}o{node}", self.tag), "eth0");
+        let (outside, inside) = (self.outside(node), "eth0");
         ip(&["netns", "add", &space]);
         ip(&[
             "link", "add", &outside, "type", "veth", "peer", "name", inside, "netns", &space,
@@ -214,6 +220,17 @@ impl Network {
         });
     }
 
+    /// Takes the cable out of a node: what it sends and what others send to it is lost, clients' packets too, and nobody is told.
+    pub fn unplug(&self, node: usize) {
+        ip(&["link", "set", &self.outside(node), "nomaster"]);
+    }
+
+    /// Puts it back.
+    pub fn plug_in(&self, node: usize) {
+        let (outside, bridge) = (self.outside(node), self.bridge());
+        ip(&["link", "set", &outside, "master", &bridge]);
+    }
+
     /// Packets dropped since the last cut: none means that nothing was cut.
     #[must_use]
     pub fn dropped(&self) -> u64 {
@@ -251,6 +268,10 @@ impl Network {
 
     fn space(&self, node: usize) -> String {
         format!("{}n{node}", self.tag)
+    }
+
+    fn outside(&self, node: usize) -> String {
+        format!("{}o{node}", self.tag)
     }
 
     fn bridge(&self) -> String {

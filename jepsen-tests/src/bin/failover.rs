@@ -1,7 +1,9 @@
 //! What clients behind HAProxy see while nodes die and leave: an open-loop load of 80 requests a second, half of them
 //! writes, clients that allow 10 s; the leader killed, followers killed, every node stopped in turn.
 //!
-//! `failover [--kills N]`: N kills of the leader, 10 if not said. Prints, for each kind of event, the time from
+//! `failover [--kills N]`: N kills of the leader, 10 if not said. `--fault hang`: the leader stands still (SIGSTOP) instead;
+//! `--fault vanish`: it is cut off from everybody without a word, as by a pulled cable; that needs root, iproute2 and
+//! nftables. Nobody is told of these two, so they take the lease's time, and a request that a node has already may fail. Prints, for each kind of event, the time from
 //! it to the first write that was sent after it and acknowledged, the slowest request counted from when it was due, and
 //! the requests that failed. The server is `strongroom` beside this program, or `$STRONGROOM_TEST_BIN`.
 //!
@@ -19,8 +21,9 @@ use std::{
 };
 
 use strongroom_jepsen_tests::{
-    Client, Cluster,
+    Client, Cluster, Options,
     haproxy::Haproxy,
+    network::Network,
     openloop::{OpenLoop, Request, gap},
     run,
 };
@@ -36,6 +39,8 @@ enum Event {
     KillLeader,
     KillFollower,
     Terminate(usize),
+    Hang,
+    Vanish,
 }
 
 fn main() -> ExitCode {
@@ -43,8 +48,44 @@ fn main() -> ExitCode {
     run::guarded(move || failover(usize::try_from(kills).unwrap_or(10)))
 }
 
-fn failover(kills: usize) -> ExitCode {
-    let mut cluster = Cluster::initialized(3, &run::server().display().to_string());
+/// What is done, in this order.
+fn schedule(times: usize) -> Vec<Event> {
+    let only = match run::option("fault").as_deref() {
+        None => {
+            return std::iter::repeat_n(Event::KillLeader, times)
+                .chain(std::iter::repeat_n(Event::KillFollower, times.div_ceil(3)))
+                .chain((1..=3).map(Event::Terminate))
+                .collect();
+        }
+        Some("hang") => Event::Hang,
+        Some("vanish") => Event::Vanish,
+        Some(other) => panic!("--fault is hang or vanish, not {other:?}"),
+    };
+    vec![only; times]
+}
+
+fn start(in_namespaces: bool) -> Cluster {
+    let options = Options {
+        binary: run::server(),
+        nodes: 3,
+        key_made_before: true,
+    };
+    let network = |nodes| in_namespaces.then(|| Network::up(nodes));
+    let mut cluster = Cluster::prepare_in(&options, network);
+    for node in 1..=3 {
+        cluster.spawn(node);
+    }
+    for node in 1..=3 {
+        cluster.wait_listening(node);
+    }
+    cluster.init();
+    cluster.wait_all();
+    cluster
+}
+
+fn failover(times: usize) -> ExitCode {
+    let schedule = schedule(times);
+    let mut cluster = start(schedule.contains(&Event::Vanish));
     cluster.mount_kv("kv", false);
     let haproxy = Haproxy::start(&cluster);
     let clients: Vec<Client> = (0..CLIENTS)
@@ -54,27 +95,36 @@ fn failover(kills: usize) -> ExitCode {
     thread::sleep(Duration::from_secs(2));
 
     let mut events = Vec::new();
-    let schedule = std::iter::repeat_n(Event::KillLeader, kills)
-        .chain(std::iter::repeat_n(Event::KillFollower, kills.div_ceil(3)))
-        .chain((1..=3).map(Event::Terminate));
     for event in schedule {
         let leader = cluster.leader();
         let node = match event {
-            Event::KillLeader => leader,
+            Event::KillLeader | Event::Hang | Event::Vanish => leader,
             Event::KillFollower => leader % 3 + 1,
             Event::Terminate(node) => node,
         };
         let at = Instant::now();
-        if matches!(event, Event::Terminate(_)) {
-            let status = cluster.terminate(node);
-            assert!(status.success(), "node {node} stopped with {status}");
-        } else {
-            cluster.kill9(node);
+        match event {
+            Event::KillLeader | Event::KillFollower => cluster.kill9(node),
+            Event::Hang => cluster.pause(node),
+            Event::Vanish => cluster.network().unplug(node),
+            Event::Terminate(_) => {
+                let status = cluster.terminate(node);
+                assert!(status.success(), "node {node} stopped with {status}");
+            }
         }
         println!("{}  {event:?}, node {node}, leader {leader}", clock());
         events.push((event, at, node == leader));
-        thread::sleep(Duration::from_millis(2500));
-        cluster.start_node(node);
+        thread::sleep(Duration::from_millis(match event {
+            Event::Hang | Event::Vanish => 5000,
+            Event::KillLeader | Event::KillFollower | Event::Terminate(_) => 2500,
+        }));
+        match event {
+            Event::Hang => cluster.resume(node),
+            Event::Vanish => cluster.network().plug_in(node),
+            Event::KillLeader | Event::KillFollower | Event::Terminate(_) => {
+                cluster.start_node(node);
+            }
+        }
         cluster.wait_all();
         thread::sleep(Duration::from_millis(1500));
     }
@@ -100,6 +150,8 @@ fn report(requests: &[Request], events: &[(Event, Instant, bool)]) -> ExitCode {
         ("kill -9 of a follower", 1),
         ("SIGTERM of the leader", 2),
         ("SIGTERM of a follower", 3),
+        ("a leader that hangs", 4),
+        ("a leader that vanishes", 5),
     ] {
         let mut gaps: Vec<Duration> = Vec::new();
         let (mut slowest, mut failed, mut count) = (Duration::ZERO, 0, 0);
@@ -109,6 +161,8 @@ fn report(requests: &[Request], events: &[(Event, Instant, bool)]) -> ExitCode {
                 (Event::KillFollower, _) => 1,
                 (Event::Terminate(_), true) => 2,
                 (Event::Terminate(_), false) => 3,
+                (Event::Hang, _) => 4,
+                (Event::Vanish, _) => 5,
             };
             if kind != wanted {
                 continue;
