@@ -43,7 +43,7 @@ pub struct ServerHealth {
     pub alive: bool,
     /// Whether it answers and keeps up, by the operator's thresholds.
     pub healthy: bool,
-    /// How long ago it answered; for one that was never heard of, since this node leads. Zero for the leader.
+    /// How long ago it answered; for one that was never heard of, since it is a member or this node leads. Zero for the leader.
     pub last_contact: Duration,
     /// Term of the last entry known to be on it.
     pub last_term: u64,
@@ -160,9 +160,12 @@ impl Memory {
                     since: now,
                 };
             }
+            let progress = view.progress.entry(id).or_default();
+            let since = Some(now.duration_since(known.since));
             if healthy {
-                let progress = view.progress.entry(id).or_default();
-                progress.healthy_for = Some(now.duration_since(known.since));
+                progress.healthy_for = since;
+            } else {
+                progress.unhealthy_for = since;
             }
         }
     }
@@ -188,7 +191,7 @@ fn progress(metrics: &Metrics) -> BTreeMap<u64, Progress> {
             let progress = Progress {
                 matched: matched(metrics, id).map(|id| id.index),
                 ack_age: acked.map(|acked| age(&acked)),
-                healthy_for: None,
+                ..Progress::default()
             };
             (id, progress)
         })

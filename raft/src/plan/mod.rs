@@ -88,6 +88,8 @@ pub(crate) struct Progress {
     pub(crate) ack_age: Option<Duration>,
     /// How long it has been healthy without a break.
     pub(crate) healthy_for: Option<Duration>,
+    /// How long it has been watched without being healthy.
+    pub(crate) unhealthy_for: Option<Duration>,
 }
 
 /// What the leader sees.
@@ -172,12 +174,19 @@ impl View {
         id == self.leader || age.is_some_and(|age| age <= self.fresh)
     }
 
-    /// How long nothing has come from `id`; for one that was never heard of, as long as it has been listened for.
+    /// How long nothing has come from `id`; for one that was never heard of, as long as it has been listened for: a node that
+    /// has joined a moment ago is not dead, however old its leader.
     pub(crate) fn silence(&self, id: u64) -> Duration {
         if id == self.leader {
             return Duration::ZERO;
         }
-        self.progress(id).ack_age.unwrap_or(self.leader_age)
+        let Progress {
+            ack_age,
+            unhealthy_for,
+            ..
+        } = self.progress(id);
+        // One that was never heard of has never been healthy.
+        ack_age.or(unhealthy_for).unwrap_or(self.leader_age)
     }
 
     /// Entries `id` lacks.

@@ -91,6 +91,7 @@ fn view(configs: &[&[u64]], nodes: &[Node]) -> View {
                 matched: node.matched,
                 ack_age: node.ack_age,
                 healthy_for: node.healthy_for,
+                unhealthy_for: None,
             };
             (node.id, progress)
         })
@@ -256,6 +257,36 @@ fn a_fourth_node_must_be_stable_first() {
     // Without redundancy nobody waits.
     let two = [node(1, "a"), node(2, "b"), node(3, "c").healthy_for(0)];
     assert_eq!(planned(&[&[1, 2]], &two), promote(3, &[]));
+}
+
+/// Under a leader that is older than the time after which a node is dead, and has not heard of it yet.
+#[test]
+fn a_node_that_has_just_joined_is_not_dead() {
+    let nodes = [
+        node(1, "a"),
+        node(2, "b"),
+        node(3, "c"),
+        node(4, "d").never_heard_of(),
+    ];
+    let mut view = view(&[&[1, 2, 3]], &nodes);
+    let settings = Autopilot {
+        cleanup_dead_servers: true,
+        min_quorum: 3,
+        ..Autopilot::default()
+    };
+    let limit = settings.dead_server_last_contact_threshold;
+    view.autopilot = Some(settings);
+    let mut watched_for = |time| {
+        view.progress.entry(4).or_default().unhealthy_for = Some(time);
+        plan(&view)
+    };
+    assert_eq!(watched_for(Duration::ZERO), None);
+    assert_eq!(watched_for(limit), None);
+    let removed = Action::RemoveDead {
+        id: 4,
+        voter: false,
+    };
+    assert_eq!(watched_for(limit + FRESH), Some(removed));
 }
 
 #[test]
@@ -664,6 +695,7 @@ fn carried_out(view: &View, action: &Action) -> View {
                 matched: Some(after.last_log),
                 ack_age: Some(Duration::ZERO),
                 healthy_for: Some(LONG),
+                unhealthy_for: None,
             };
             after.leader = *to;
         }
