@@ -638,6 +638,10 @@ pub trait Node: Send + Sync + 'static {
     fn is_leaving(&self) -> bool {
         false
     }
+    /// Whether the node leads, or has heard of a leader within a time in which any election ends.
+    fn has_leader(&self) -> bool {
+        true
+    }
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
 }

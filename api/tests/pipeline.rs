@@ -125,6 +125,23 @@ async fn a_node_that_leaves_says_so_and_serves_on() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_cut_off_says_so() {
+    let (_cluster, nodes, token) = Cluster::start(2).await;
+    for node in &nodes {
+        node.cut_off.store(true, Ordering::SeqCst);
+        for (path, status) in [
+            ("sys/health", 474),
+            ("sys/health?standbyok=true", 474),
+            ("sys/health?haunhealthycode=200", 200),
+            ("sys/health?haunhealthycode=x", 400),
+        ] {
+            let answer = node.send(request("GET", path, &token, "")).await;
+            assert_eq!(answer.code(), status, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn without_a_leader_a_request_ends_in_a_clear_error() {
     let (cluster, nodes, token) = Cluster::start(1).await;
     cluster.set_leader(None);

@@ -26,12 +26,28 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Written by a version with another layout.
-    #[error("`{}` has layout {format}, which this version does not know", path.display())]
+    #[error(
+        "`{}` has layout {format}, which this version of strongroom does not know: start the newer version that wrote it. \
+         Nothing was changed",
+        path.display()
+    )]
     UnknownFormat {
         /// The database.
         path: PathBuf,
         /// The layout number found.
         format: u32,
+    },
+    /// Written by a version that keeps more kinds of rows.
+    #[error(
+        "`{}` was last used by a newer version of strongroom ({why}): start that version again, or one that is newer \
+         still. Nothing was changed",
+        path.display()
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// What RocksDB said.
+        why: String,
     },
     /// Data that was there once is gone or damaged: running on would break promises made to the cluster.
     #[error(

@@ -428,10 +428,11 @@ impl Raft {
         let applied = self.0.state.applied();
         let raft_id = self.0.options.identity.raft_id;
         let timing = self.0.services.timing;
+        let has_leader = self.0.services.has_leader();
         self.0.services.metrics(|metrics| Status {
             raft_id,
             term: metrics.current_term,
-            leader: known_leader(metrics, timing),
+            leader: known_leader(metrics, timing).filter(|_| has_leader),
             is_ready_leader: role.is_ready_leader && metrics.state.is_leader(),
             leader_since_ms: role.is_ready_leader.then_some(since),
             committed: committed(metrics).max(applied),
@@ -446,6 +447,14 @@ impl Raft {
     #[must_use]
     pub fn role(&self) -> Role {
         *self.0.role.borrow()
+    }
+
+    /// Whether there is a leader as far as this node can tell, if need be from what it heard five election time-outs ago:
+    /// `false` on a node that is cut off, and on all nodes of a cluster that has lost its quorum. A node that leads alone is
+    /// never without.
+    #[must_use]
+    pub fn has_leader(&self) -> bool {
+        self.0.services.has_leader()
     }
 
     /// The `api_addr` on record of member `raft_id`. Cheap.

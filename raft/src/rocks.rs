@@ -91,6 +91,13 @@ pub(crate) fn open_read_only(kind: Kind, path: &Path) -> Result<DB, OpenError> {
 }
 
 fn open_error(path: &Path, source: rocksdb::Error) -> OpenError {
+    // No version takes families away, so one that this program does not name is one that a later version has added.
+    if source.as_ref().contains("Column families not opened") {
+        return OpenError::Newer {
+            path: path.to_owned(),
+            why: source.to_string(),
+        };
+    }
     // A file that RocksDB knows of and does not find is no less a loss than one that does not check.
     let is_gone = source.as_ref().contains("No such file");
     if source.kind() == rocksdb::ErrorKind::Corruption || is_gone {

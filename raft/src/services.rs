@@ -50,6 +50,10 @@ pub(crate) struct Services {
     follower_reads: ReadBatcher,
 }
 
+/// Election time-outs without a leader after which it is no election any more, but a node that is cut off or a cluster
+/// without a quorum.
+const LOST: u32 = 5;
+
 impl Services {
     pub(crate) fn new(
         raft_id: u64,
@@ -108,6 +112,18 @@ impl Services {
     /// How long nothing has come from a leader; since the start, if nothing ever has.
     pub(crate) fn silence(&self) -> Duration {
         self.heard_at().elapsed()
+    }
+
+    /// Whether this node leads and its quorum answers, or a leader was heard of lately.
+    pub(crate) fn has_leader(&self) -> bool {
+        let longest = self.timing.election_max * LOST;
+        let quorum = self.metrics(|metrics| {
+            let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
+            let acked = metrics.last_quorum_acked.as_ref().filter(|_| !alone);
+            let leads = metrics.state.is_leader();
+            leads.then(|| acked.map(age).unwrap_or_default())
+        });
+        quorum.unwrap_or_else(|| self.silence()) < longest
     }
 
     /// In whose words this node was removed from the cluster, if that is certain.

@@ -295,6 +295,7 @@ impl Follow {
         let heard = self
             .services
             .metrics(|metrics| quorum_answers(metrics, timing));
+        let has_leader = self.services.has_leader();
         // The same watch as the one waited for: openraft updates one after the other.
         let receiver = self.services.core.server_metrics();
         let (role, members) = {
@@ -303,7 +304,10 @@ impl Follow {
             let own_entry = applied.is_some_and(|id| id.leader_id == metrics.vote.leader_id);
             let role = Role {
                 term: metrics.vote.leader_id.term,
-                leader: metrics.current_leader.filter(|id| *id != own || leads),
+                // Openraft names the last one it knew for as long as no other is elected.
+                leader: metrics
+                    .current_leader
+                    .filter(|id| if *id == own { leads } else { has_leader }),
                 is_ready_leader: leads && metrics.vote.committed && own_entry,
             };
             let members: BTreeMap<u64, PeerInfo> = metrics

@@ -121,23 +121,23 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
     let sealed = code("sealedcode", StatusCode::SERVICE_UNAVAILABLE)?;
     let standby_code = code("standbycode", StatusCode::TOO_MANY_REQUESTS)?;
     let active = code("activecode", StatusCode::OK)?;
-    let removed = code("removedcode", removed_from_cluster())?;
-    for unused in [
-        "drsecondarycode",
-        "performancestandbycode",
-        "haunhealthycode",
-    ] {
+    let removed = code("removedcode", enterprise(530))?;
+    let cut_off = code("haunhealthycode", enterprise(474))?;
+    for unused in ["drsecondarycode", "performancestandbycode"] {
         code(unused, StatusCode::OK)?;
     }
     let standby_ok = api
         .parameter("standbyok")
         .is_some_and(|value| request::boolean(value) != Some(false));
+    let is_cut_off = status.initialized && !status.sealed && !node.has_leader();
     let code = match (status.initialized, status.sealed) {
         (false, _) => uninitialized,
         (true, _) if status.removed_from_cluster => removed,
         (true, true) => sealed,
         // Whatever `standbyok` says: the node will be gone in a moment.
         (true, false) if node.is_leaving() => sealed,
+        // The same: a load balancer would send it requests that it can only hold and then refuse.
+        (true, false) if is_cut_off => cut_off,
         (true, false) if standby && !standby_ok => standby_code,
         (true, false) => active,
     };
@@ -163,6 +163,9 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
     if status.removed_from_cluster {
         body.insert("removed_from_cluster".to_owned(), true.into());
     }
+    if is_cut_off {
+        body.insert("ha_connection_healthy".to_owned(), false.into());
+    }
     if let (Some(name), Some(id)) = (status.cluster_name, status.cluster_id) {
         body.insert("cluster_name".to_owned(), name.into());
         body.insert("cluster_id".to_owned(), id.into());
@@ -170,9 +173,9 @@ pub(super) fn health(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiErro
     Ok(Reply::Status(code, body.into()))
 }
 
-/// Vault's 530.
-fn removed_from_cluster() -> StatusCode {
-    StatusCode::from_u16(530).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+/// A code that only Vault has.
+fn enterprise(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 pub(super) fn leader(node: &dyn Node) -> Result<Reply, ApiError> {

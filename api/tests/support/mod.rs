@@ -391,6 +391,7 @@ pub(crate) struct TestNode {
     pub(crate) sealed: AtomicBool,
     pub(crate) initialized: AtomicBool,
     pub(crate) leaving: AtomicBool,
+    pub(crate) cut_off: AtomicBool,
 }
 
 impl TestNode {
@@ -415,6 +416,7 @@ impl TestNode {
             sealed: AtomicBool::new(false),
             initialized: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
         })
     }
 
@@ -664,6 +666,10 @@ impl Node for TestNode {
 
     fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst)
+    }
+
+    fn has_leader(&self) -> bool {
+        !self.cut_off.load(Ordering::SeqCst)
     }
 
     fn now_ms(&self) -> u64 {

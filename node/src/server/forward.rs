@@ -39,6 +39,8 @@ const CONNECTIONS: usize = 2;
 /// A forwarded answer larger than this is an error; no API answer comes near.
 const MAX_ANSWER: usize = 64 << 20;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Longest a request waits that has not been sent: for a leader, and for a connection to it.
+const HOLD: Duration = Duration::from_secs(15);
 
 /// Longest wait for the answer to a request with a body of any length; one that stands still is cut off long before.
 const LONGEST_STREAM: Duration = Duration::from_secs(24 * 3600);
@@ -68,7 +70,7 @@ impl Forwarder {
         }
     }
 
-    /// Sends `request` to the leader, waiting for one until `deadline`.
+    /// Sends `request` to the leader, waiting for one for [`HOLD`], and for its answer until `deadline`.
     pub(crate) async fn forward(
         &self,
         request: http::Request<Bytes>,
@@ -88,9 +90,10 @@ impl Forwarder {
     ) -> Result<http::Response<Bytes>, ForwardError> {
         let (head, body) = request.into_parts();
         let mut request = http::Request::from_parts(prepare(head)?, Full::new(body));
+        let held_until = deadline.min(Instant::now() + HOLD);
         loop {
-            let leader = self.wait_for_leader(deadline).await?;
-            let error = match self.send(leader, request, deadline).await {
+            let leader = self.wait_for_leader(held_until).await?;
+            let error = match self.send(leader, request, held_until, deadline).await {
                 Ok(response) => return Ok(response),
                 Err(Attempt::Unknown(why)) => return Err(ForwardError::Unknown(why)),
                 Err(Attempt::NotSent(back, why)) => {
@@ -98,7 +101,7 @@ impl Forwarder {
                     why
                 }
             };
-            if Instant::now() + RETRY_PAUSE >= deadline {
+            if Instant::now() + RETRY_PAUSE >= held_until {
                 return Err(ForwardError::NotSent(error));
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -172,15 +175,22 @@ impl Forwarder {
         &self,
         leader: u64,
         request: http::Request<Full<Bytes>>,
+        connect_until: Instant,
         deadline: Instant,
     ) -> Result<http::Response<Bytes>, Attempt> {
         let slot = (
             leader,
             self.next.fetch_add(1, Ordering::Relaxed) % CONNECTIONS,
         );
-        let mut sender = match self.connection(slot).await {
-            Ok(sender) => sender,
-            Err(why) => return Err(Attempt::NotSent(Box::new(request), why)),
+        // A leader that cannot be reached must not take the time in which the caller still learns that nothing was sent.
+        let connected = tokio::time::timeout_at(connect_until.into(), self.connection(slot)).await;
+        let mut sender = match connected {
+            Ok(Ok(sender)) => sender,
+            Ok(Err(why)) => return Err(Attempt::NotSent(Box::new(request), why)),
+            Err(_elapsed) => {
+                let why = "connecting to the leader takes too long".to_owned();
+                return Err(Attempt::NotSent(Box::new(request), why));
+            }
         };
         let left = deadline.saturating_duration_since(Instant::now());
         let answer = tokio::time::timeout(left, async {

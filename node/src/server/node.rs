@@ -426,6 +426,11 @@ impl Node for NodePort {
         self.0.leaving.load(Ordering::Relaxed)
     }
 
+    fn has_leader(&self) -> bool {
+        let running = self.0.running();
+        running.is_none_or(|running| running.raft.has_leader())
+    }
+
     fn now_ms(&self) -> u64 {
         clock::now_ms()
     }

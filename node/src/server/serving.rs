@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use strongroom_api::core::Core;
@@ -32,6 +32,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before looking again whether the state has caught up.
 const LOOK: Duration = Duration::from_millis(50);
+/// A joiner to which nothing has been sent for so long says so.
+const NOTHING_CAME: Duration = Duration::from_secs(10);
+const NOTHING_SENT: &str = "joined, but no data have come: the leader does not reach this node's cluster_addr, or it was removed \
+    from the cluster since (`operator raft list-peers` on another node tells). If it was, start it with an empty data directory";
 
 /// A core and the data it belongs to.
 pub(crate) struct Served {
@@ -103,12 +107,30 @@ pub(crate) async fn keep(shared: Arc<Shared>, running: Arc<Running>, keyring: Ke
 async fn caught_up(running: &Running, restores: u64) -> bool {
     let state = running.raft.state();
     let mut changes = running.raft.watch();
+    let began = Instant::now();
+    let mut told = false;
     loop {
-        match SealBundle::from_state(&state) {
-            Ok(Some(found)) if found.restores == restores => return true,
-            Ok(Some(found)) if found.restores > restores => return false,
-            Ok(_) => {}
-            Err(error) => tracing::error!(error = %chain(&error), "reading the seal data failed"),
+        let reached = match SealBundle::from_state(&state) {
+            Ok(Some(found)) if found.restores == restores => Some(true),
+            Ok(Some(found)) if found.restores > restores => Some(false),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "reading the seal data failed");
+                None
+            }
+        };
+        if let Some(reached) = reached {
+            if told {
+                running.trouble.store(None);
+            }
+            return reached;
+        }
+        if !told && state.applied() == 0 && began.elapsed() > NOTHING_CAME {
+            told = true;
+            tracing::warn!("{NOTHING_SENT}");
+            running
+                .trouble
+                .store(Some(Arc::new(NOTHING_SENT.to_owned())));
         }
         // A time-out only means: look again.
         let _ = tokio::time::timeout(LOOK, changes.changed()).await;

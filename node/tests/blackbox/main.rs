@@ -11,9 +11,11 @@
 )]
 
 mod at_rest;
+mod autopilot;
 mod bad_input;
 mod configuration;
 mod crash;
+mod cut_off;
 mod disk;
 mod failover;
 mod five;

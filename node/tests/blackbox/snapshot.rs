@@ -1,12 +1,15 @@
 //! Snapshots on a real cluster: saved and restored by any node, by both command lines; what is refused; what happens when
 //! a leader dies in the middle.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, thread::JoinHandle, time::Duration};
 
 use serde_json::{Value, json};
 use strongroom_jepsen_tests::{Cluster, Options, cli, cluster, hsm::KEY_LABEL, machine::wait_for};
 
-use crate::BINARY;
+use crate::{
+    BINARY,
+    limits::{figure, prometheus},
+};
 
 const SNAPSHOT: &[&str] = &["operator", "raft", "snapshot"];
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -285,19 +288,7 @@ fn a_leader_killed_in_the_middle_leaves_everything_as_it_was() {
     cluster::write(&cluster.client(1), "kv/marker", "after");
     let leader = cluster.leader();
     let follower = cluster.follower();
-    let url = cluster.url(follower);
-    let token = cluster.root_token().unwrap().to_owned();
-    let ca = cluster.tls().ca_file.clone();
-    let (binary, upload) = (cluster.binary().to_owned(), file.clone());
-    let restoring = std::thread::spawn(move || {
-        let mut command = cli::clean(&binary);
-        command.args(words(&["restore", text(&upload)]));
-        command
-            .env("STRONGROOM_ADDR", url)
-            .env("STRONGROOM_TOKEN", token);
-        command.env("STRONGROOM_CACERT", ca);
-        cli::run(&command, "")
-    });
+    let restoring = restore_beside(&cluster, follower, &file);
     wait_for("the restore to begin", PATIENCE, || {
         cluster
             .log_text(leader)
@@ -337,6 +328,109 @@ fn a_leader_killed_in_the_middle_leaves_everything_as_it_was() {
         &[("kv/marker", None), ("kv/large-149", Some(&large))],
     );
     cluster.assert_no_panics();
+}
+
+/// Five nodes: one is sent a snapshot while the restore goes on, one has no HSM when its keys change. Both come right by
+/// themselves, and nobody gives anything that is neither the restored data nor newer.
+#[test]
+fn a_restore_finds_one_node_catching_up_and_one_without_its_hsm() {
+    let mut cluster = Cluster::prepare(&Options {
+        binary: BINARY.into(),
+        nodes: 5,
+        key_made_before: true,
+    });
+    for node in 1..=5 {
+        cluster.configure(node, |config| {
+            config.storage_extra =
+                "  snapshot_threshold = 40\n  snapshot_interval = \"100ms\"\n  trailing_logs = 5\n"
+                    .to_owned();
+        });
+        cluster.spawn(node);
+    }
+    for node in 1..=5 {
+        cluster.wait_listening(node);
+    }
+    cluster.init();
+    cluster.wait_all();
+    mount(&cluster, "plain", false);
+    mount(&cluster, "wrapped", true);
+    let leader = cluster.leader();
+    let mut others = (1..=5).filter(|node| *node != leader);
+    let mut next = || others.next().unwrap();
+    let (behind, without_hsm, asked) = (next(), next(), next());
+    let large = "x".repeat(300 << 10);
+    for n in 0..60 {
+        cluster::write(&cluster.client(asked), &format!("plain/large-{n}"), &large);
+    }
+    cluster::write(&cluster.client(asked), "wrapped/app", "before");
+    let file = cluster.dir().join("cluster.snap");
+    let _ = cluster
+        .strongroom(asked, &words(&["save", text(&file)]))
+        .ok();
+
+    // What `behind` needs is purged meanwhile.
+    cluster.kill9(behind);
+    for n in 0..120 {
+        cluster::write(
+            &cluster.client(asked),
+            &format!("plain/later-{n}"),
+            &large[..100_000],
+        );
+    }
+    cluster::write(&cluster.client(asked), "wrapped/app", "after");
+    wait_for("a purged log", PATIENCE, || {
+        let page = prometheus(&cluster.client(leader));
+        (figure(&page, "strongroom_log_purged_index") > 150.0).then_some(())
+    });
+    assert_eq!(
+        cluster::read(&cluster.client(without_hsm), "wrapped/app").as_deref(),
+        Some("after")
+    );
+    cluster.token(without_hsm).take_away();
+
+    let restoring = restore_beside(&cluster, asked, &file);
+    cluster.start_node(behind);
+    let outcome = restoring.join().unwrap();
+    assert_eq!(outcome.code, 0, "{}", outcome.all());
+    let want = [
+        ("wrapped/app", Some("before")),
+        ("plain/large-59", Some(large.as_str())),
+        ("plain/later-0", None),
+    ];
+    for node in [leader, asked, behind] {
+        cluster.wait_unsealed(node);
+        for (path, value) in &want {
+            let found = cluster::read(&cluster.client(node), path);
+            assert_eq!(found.as_deref(), *value, "{path} on node {node}");
+        }
+    }
+    assert!(cluster.log_text(behind).contains("installed a snapshot"));
+    // The keys are others, and only the HSM opens them.
+    let warning = cluster.wait_warning(without_hsm, "opening the keys of the restored data");
+    println!("the node without its HSM says: {warning}");
+    let refused = cluster.client(without_hsm).get("plain/large-0");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    cluster::write(&cluster.client(asked), "wrapped/new", "on");
+
+    cluster.token(without_hsm).give_back();
+    cluster.wait_all();
+    assert_values(&mut cluster, &want);
+    assert_values(&mut cluster, &[("wrapped/new", Some("on"))]);
+    for node in [without_hsm, behind] {
+        cluster::write(&cluster.client(node), &format!("wrapped/from-{node}"), "on");
+    }
+    cluster.assert_no_panics();
+}
+
+/// `operator raft snapshot restore FILE` on a thread of its own.
+fn restore_beside(cluster: &Cluster, node: usize, file: &Path) -> JoinHandle<cli::Output> {
+    let mut command = cli::clean(cluster.binary());
+    command
+        .args(words(&["restore", text(file)]))
+        .env("STRONGROOM_ADDR", cluster.url(node))
+        .env("STRONGROOM_TOKEN", cluster.root_token().unwrap())
+        .env("STRONGROOM_CACERT", &cluster.tls().ca_file);
+    std::thread::spawn(move || cli::run(&command, ""))
 }
 
 #[test]

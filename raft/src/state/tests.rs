@@ -328,6 +328,21 @@ fn unknown_layouts_and_damaged_pointers_are_refused() {
     );
 }
 
+/// What an operator sees who starts the former version again after an upgrade.
+#[test]
+fn a_state_that_a_later_version_has_added_to_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    State::open(dir.path(), &identity(1)).unwrap().close();
+    let path = generation_dir(&dir.path().join(STATE_DIR), 1);
+    let there = rocksdb::DB::list_cf(&rocksdb::Options::default(), &path).unwrap();
+    let mut db = rocksdb::DB::open_cf(&rocksdb::Options::default(), &path, there).unwrap();
+    db.create_cf("kv-of-tomorrow", &rocksdb::Options::default())
+        .unwrap();
+    drop(db);
+    let newer = State::open(dir.path(), &identity(1));
+    assert!(matches!(newer, Err(OpenError::Newer { .. })), "{newer:?}");
+}
+
 #[tokio::test]
 async fn outcomes_survive_a_restart_and_so_do_those_of_the_first_layout() {
     let dir = tempfile::tempdir().unwrap();
