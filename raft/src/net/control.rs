@@ -4,8 +4,8 @@
 //!
 //! Invariants
 //! - A call is never sent twice by this layer.
-//! - A connection on which calls wait and nothing arrives is given up, so that a half-dead one does not swallow calls
-//!   for minutes.
+//! - A connection on which calls wait and nothing arrives for [`ControlLink::silence`], since the oldest of them or since
+//!   the last answer, is given up, so that a half-dead one does not swallow calls for minutes.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_sink::Sink;
+use futures_util::{Stream, StreamExt};
 use prost::Message;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,13 +25,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     frame::{Frame, Kind},
-    peer::{Connection, Dialer, feed, flush},
+    peer::{Dialer, feed, flush},
     wire::{Call, CallMessage, Purpose, Reply, ReplyMessage},
 };
 use crate::log::lock;
 
 /// Calls that may wait for one member.
 const MAX_CALLS: usize = 256;
+/// Bytes after which no more calls go out in the same write: answers are not read meanwhile, and a write has a limit.
+const MAX_WRITE: usize = 1 << 20;
 
 /// Why a call has no answer. In every case it may have been carried out, unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -149,27 +152,29 @@ impl Running {
 
     async fn serve(
         &self,
-        mut connection: Connection,
+        mut connection: impl Stream<Item = io::Result<Frame>> + Sink<Frame, Error = io::Error> + Unpin,
         calls: &mut mpsc::Receiver<Waiting>,
     ) -> io::Result<()> {
         let mut waiting: HashMap<u64, oneshot::Sender<Result<Reply, CallError>>> = HashMap::new();
         let mut seq = 0u64;
-        // Since when something is asked and nothing at all has come back; callers giving up do not reset it.
+        // Since when something is asked and nothing comes back; callers giving up do not reset it.
         let mut unheard: Option<Instant> = None;
         loop {
             let silent_at = unheard.map(|since| since + self.silence);
             waiting.retain(|_, tx| !tx.is_closed());
             tokio::select! {
+                // Answers first: one that came during a long write proves that the other side is there.
+                biased;
                 frame = connection.next() => {
                     let Some(frame) = frame.transpose()? else {
                         return Ok(());
                     };
-                    unheard = None;
                     let (seq, reply) = reply_of(frame)?;
                     if let Some(tx) = waiting.remove(&seq) {
                         // The caller may have given up waiting.
                         drop(tx.send(Ok(reply)));
                     }
+                    unheard = (!waiting.is_empty()).then(Instant::now);
                 }
                 call = calls.recv(), if waiting.len() < MAX_CALLS => {
                     let Some(mut next) = call else {
@@ -178,12 +183,15 @@ impl Running {
                     unheard.get_or_insert_with(Instant::now);
                     // What waits already goes out in the same write.
                     let sending = async {
+                        let mut bytes = 0;
                         loop {
                             let (call, tx) = next;
                             seq += 1;
                             waiting.insert(seq, tx);
-                            feed(&mut connection, call_frame(seq, call)).await?;
-                            if waiting.len() >= MAX_CALLS {
+                            let frame = call_frame(seq, call);
+                            bytes += frame.body.len();
+                            feed(&mut connection, frame).await?;
+                            if waiting.len() >= MAX_CALLS || bytes >= MAX_WRITE {
                                 break;
                             }
                             match calls.try_recv() {
@@ -236,4 +244,163 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+    use tokio_util::codec::Framed;
+
+    use super::*;
+    use crate::{
+        identity::Identity,
+        net::{Directory, ProposeCall, frame::FrameCodec},
+    };
+
+    const SILENCE: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(60);
+
+    type Answer = oneshot::Receiver<Result<Reply, CallError>>;
+
+    /// A connection whose other side the test plays.
+    struct Wire {
+        calls: mpsc::Sender<Waiting>,
+        peer: Framed<DuplexStream, FrameCodec>,
+        serving: tokio::task::JoinHandle<io::Result<()>>,
+    }
+
+    impl Wire {
+        fn new() -> Self {
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let tls = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            let identity = Identity {
+                cluster_id: [0; 16],
+                raft_id: 1,
+                name: String::new(),
+            };
+            let dialer = Dialer::new(identity, Arc::<Directory>::default(), Arc::new(tls), LONG);
+            let running = Running {
+                id: 2,
+                purpose: Purpose::Control,
+                dialer: Arc::new(dialer),
+                silence: SILENCE,
+                down: Arc::default(),
+            };
+            let (calls, mut receiver) = mpsc::channel(MAX_CALLS);
+            let serving = tokio::spawn(async move {
+                let connection = Framed::new(ours, FrameCodec);
+                running.serve(connection, &mut receiver).await
+            });
+            Self {
+                calls,
+                peer: Framed::new(theirs, FrameCodec),
+                serving,
+            }
+        }
+
+        fn ask(&self, call: Call) -> Answer {
+            let (tx, rx) = oneshot::channel();
+            self.calls.try_send((call, tx)).unwrap();
+            rx
+        }
+
+        async fn take(&mut self) -> u64 {
+            self.peer.next().await.unwrap().unwrap().seq
+        }
+
+        async fn answer(&mut self, seq: u64) {
+            let message = ReplyMessage {
+                reply: Some(Reply::Done(true)),
+            };
+            let frame = Frame {
+                kind: Kind::Reply,
+                flags: 0,
+                seq,
+                body: message.encode_to_vec().into(),
+            };
+            feed(&mut self.peer, frame).await.unwrap();
+            flush(&mut self.peer).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_stops_after_an_answer_is_given_up() {
+        let mut wire = Wire::new();
+        let answered = wire.ask(Call::ReadIndex(true));
+        let lost = wire.ask(Call::ReadIndex(true));
+        let first = wire.take().await;
+        wire.take().await;
+        tokio::time::sleep(SILENCE / 2).await;
+        let last = Instant::now();
+        wire.answer(first).await;
+        assert!(matches!(answered.await, Ok(Ok(Reply::Done(true)))));
+        // The answer counts as a sign of life, and is the last one.
+        let Ok(lost) = timeout(LONG, lost).await else {
+            panic!("the second call still waits");
+        };
+        assert!(lost.is_err());
+        assert!((SILENCE..SILENCE * 2).contains(&last.elapsed()));
+        let ended = wire.serving.await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn answers_keep_a_slow_call_alive_and_silence_alone_ends_nothing() {
+        let mut wire = Wire::new();
+        let mut slow = wire.ask(Call::Leave(true));
+        let slow_seq = wire.take().await;
+        for _ in 0..4 {
+            let quick = wire.ask(Call::ReadIndex(true));
+            let seq = wire.take().await;
+            tokio::time::sleep(SILENCE / 2).await;
+            wire.answer(seq).await;
+            assert!(quick.await.unwrap().is_ok());
+        }
+        assert!(slow.try_recv().is_err());
+        wire.answer(slow_seq).await;
+        assert!(slow.await.unwrap().is_ok());
+        // Nothing is asked, so nothing is missing.
+        tokio::time::sleep(SILENCE * 2).await;
+        let after = wire.ask(Call::ReadIndex(true));
+        let seq = wire.take().await;
+        wire.answer(seq).await;
+        assert!(after.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_there_wins_over_the_silence_before_it() {
+        let mut wire = Wire::new();
+        let asked = wire.ask(Call::ReadIndex(true));
+        let seq = wire.take().await;
+        wire.answer(seq).await;
+        // As a long write does: the answer and the end of the silence are found together.
+        std::thread::sleep(SILENCE * 2);
+        assert!(asked.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn calls_that_are_large_do_not_all_go_out_in_one_write() {
+        let mut wire = Wire::new();
+        let large = || {
+            Call::Propose(ProposeCall {
+                command: vec![0; MAX_WRITE / 2].into(),
+                wait_ms: 0,
+            })
+        };
+        let answers: Vec<Answer> = (0..12).map(|_| wire.ask(large())).collect();
+        for _ in 0..answers.len() {
+            // A slow network: two of them in half the time that one write may take.
+            tokio::time::sleep(SILENCE / 4).await;
+            let seq = wire.take().await;
+            wire.answer(seq).await;
+        }
+        for answer in answers {
+            assert!(answer.await.unwrap().is_ok());
+        }
+    }
 }

@@ -314,13 +314,18 @@ pub(crate) async fn send(connection: &mut Connection, frame: Frame) -> io::Resul
 }
 
 /// Puts one frame into the buffer, so that several go out together; see [`flush`].
-pub(crate) async fn feed(connection: &mut Connection, frame: Frame) -> io::Result<()> {
+pub(crate) async fn feed(
+    connection: &mut (impl Sink<Frame, Error = io::Error> + Unpin),
+    frame: Frame,
+) -> io::Result<()> {
     poll_fn(|cx| Pin::new(&mut *connection).poll_ready(cx)).await?;
     Pin::new(&mut *connection).start_send(frame)
 }
 
 /// Waits until everything in the buffer is on its way.
-pub(crate) async fn flush(connection: &mut Connection) -> io::Result<()> {
+pub(crate) async fn flush(
+    connection: &mut (impl Sink<Frame, Error = io::Error> + Unpin),
+) -> io::Result<()> {
     poll_fn(|cx| Pin::new(&mut *connection).poll_flush(cx)).await
 }
 
