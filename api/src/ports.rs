@@ -413,6 +413,11 @@ pub enum InitError {
     /// Another init is running, or the node is joining a cluster.
     #[error("initialization or a join is in progress")]
     InProgress,
+    /// The node at this address makes a cluster at this moment, or tries to. Nothing has changed here.
+    #[error(
+        "{0} is being initialized at the same time, so nothing was done here: initialize one node only, the others join it"
+    )]
+    Elsewhere(String),
     /// A parameter is wrong; the text is for the caller.
     #[error("{0}")]
     BadRequest(String),
@@ -573,6 +578,9 @@ pub enum SnapshotError {
     /// It cannot be done now; the text says why. Nothing has changed.
     #[error("{0}")]
     Unavailable(String),
+    /// The disk would be too full; the text says where. Nothing has changed.
+    #[error("{0}")]
+    NoRoom(String),
     /// The restore may have been carried out.
     #[error("the outcome of the restore is unknown")]
     Unknown,
@@ -633,6 +641,15 @@ pub trait Node: Send + Sync + 'static {
         request: http::Request<Stream>,
         until: Instant,
     ) -> Result<http::Response<Bytes>, ForwardError>;
+    /// Whether this node falls behind the leader and knows it: reads are better answered there.
+    fn falls_behind(&self) -> bool {
+        false
+    }
+    /// Set while this node makes a new cluster, different for each attempt: a node that is about to make one asks the others
+    /// after it has said so itself.
+    fn initializing(&self) -> Option<String> {
+        None
+    }
     /// Whether the node is about to stop: `sys/health` says so before anything else changes, so that a load balancer
     /// sends requests elsewhere while this node still serves those it has.
     fn is_leaving(&self) -> bool {

@@ -120,6 +120,45 @@ async fn a_lost_outcome_is_asked_for_again_under_the_same_id() {
 }
 
 #[tokio::test]
+async fn a_refusal_of_the_second_copy_says_nothing_about_the_first() {
+    for node in [0, 1] {
+        for first in [Fault::AppliedButUnknown, Fault::LostAndUnknown] {
+            let (cluster, nodes, token) = with_mount().await;
+            let put = || request("PUT", "kv/a", &token, r#"{"v":1}"#);
+            cluster.fail_next_commits(&[first, Fault::TooLarge]);
+            let answer = nodes[node].send(put()).await;
+            assert_eq!(answer.code(), 500, "{node} {first:?}");
+            assert!(answer.error().contains("outcome"), "{}", answer.error());
+            // A refusal of the only copy is one of the request. A follower's own attempt is refused too.
+            let faults = vec![Fault::TooLarge; node + 1];
+            cluster.fail_next_commits(&faults);
+            assert_eq!(nodes[node].send(put()).await.code(), 413, "{node}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_not_sent_elsewhere_with_what_may_be_applied() {
+    let (cluster, nodes, token) = with_mount().await;
+    cluster.fail_next_commits(&vec![Fault::AppliedButUnknown; 1000]);
+    let applied = cluster.applied();
+    let mut put = request("PUT", "kv/a", &token, r#"{"v":1}"#);
+    put.headers_mut().insert(
+        "x-vault-no-request-forwarding",
+        HeaderValue::from_static("true"),
+    );
+    let sending = tokio::spawn({
+        let node = Arc::clone(&nodes[0]);
+        async move { node.send(put).await.code() }
+    });
+    while cluster.applied() == applied {
+        tokio::task::yield_now().await;
+    }
+    cluster.set_leader(Some(1));
+    assert_eq!(sending.await.unwrap(), 500);
+}
+
+#[tokio::test]
 async fn the_index_in_the_answer_covers_the_write() {
     use base64::Engine as _;
     let (cluster, nodes, token) = with_mount().await;

@@ -71,7 +71,8 @@ pub struct Command {
     /// Names the request: a second command with the same id changes nothing and gets the first one's outcome. All
     /// zeroes: no such protection.
     pub request_id: [u8; 16],
-    /// The proposer's clock, milliseconds since the Unix epoch: the only time that apply may look at.
+    /// Milliseconds on the cluster's own clock (`stamps.rs`), the only time that apply may look at. The leader sets it when
+    /// it proposes the command; what anybody else has put there does not count.
     pub proposed_at_ms: u64,
     /// How many restores the state had seen that the proposer worked on ([`crate::State::restores`]). The command changes
     /// nothing if a restore has come in between: what it says was made for other data, under other keys.
@@ -130,6 +131,9 @@ pub enum CommandError {
     #[error("a command does not decode")]
     Decode(#[from] prost::DecodeError),
 }
+
+/// Number of the field of that name.
+const PROPOSED_AT: u32 = 3;
 
 #[derive(Clone, PartialEq, Message)]
 struct CommandProto {
@@ -265,6 +269,16 @@ impl Command {
             restores: self.restores,
         };
         Encoded(proto.encode_to_vec().into())
+    }
+
+    /// An encoded command with another time. In protobuf the last value of a field counts, so what a newer version may have
+    /// put in stays.
+    pub(crate) fn stamp(encoded: &Encoded, at_ms: u64) -> Encoded {
+        // Written also when it is 0, which a whole message would leave out.
+        let mut stamped = Vec::with_capacity(encoded.0.len() + 11);
+        stamped.extend_from_slice(&encoded.0);
+        prost::encoding::uint64::encode(PROPOSED_AT, &at_ms, &mut stamped);
+        Encoded(stamped.into())
     }
 
     /// The command that has requests remembered by time.
@@ -440,6 +454,11 @@ pub(crate) mod tests {
             let ops = step.into_iter().map(Op::Restore).chain(ops).collect();
             let command = Command { request_id, proposed_at_ms, restores, ops };
             prop_assert_eq!(&Command::decode(&command.clone().encode()).unwrap(), &command);
+            for other in [0, proposed_at_ms / 2, u64::MAX] {
+                let stamped = Command::stamp(&command.clone().encode(), other);
+                let want = Command { proposed_at_ms: other, ..command.clone() };
+                prop_assert_eq!(Command::decode(&stamped).unwrap(), want);
+            }
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! Invariants
 //! - A command is sent once: a connection that breaks behind it makes the outcome unknown, never a second copy.
 //! - The leader takes only what it understands itself: what it cannot decode would stop every node that applies it.
+//! - The time in a command is the leader's: a follower's clock may be wrong.
 
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,8 @@ impl Raft {
             Err(_) => Err(ProposeError::NotLeader { leader: None }),
             Ok(_) => {
                 let max = self.0.options.max_entry_size;
-                self.propose_encoded(encoded, max, deadline).await
+                let stamped = Command::stamp(&encoded, self.0.stamps.now_ms());
+                self.propose_encoded(stamped, max, deadline).await
             }
         };
         let outcome = match outcome {
@@ -118,5 +120,97 @@ fn outcome_of(reply: ProposeReply, len: usize) -> Result<Applied, ProposeError> 
         }),
         // An answer that a newer version gives: it may stand for anything.
         Some(Proposed::Unknown(_)) | None => Err(ProposeError::Unknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Identity, Options, Pace, PeerInfo, SnapshotOptions, Stores, state::tests::window_is_on,
+    };
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    /// A node that leads alone and remembers requests by time.
+    async fn leader(dir: &std::path::Path) -> Raft {
+        let identity = Identity {
+            cluster_id: [5; 16],
+            raft_id: 1,
+            name: "a".to_owned(),
+        };
+        identity.save(dir).unwrap();
+        let options = Options {
+            identity: identity.clone(),
+            me: PeerInfo {
+                name: "a".to_owned(),
+                ..PeerInfo::default()
+            },
+            multiplier: 1,
+            max_entry_size: 1 << 20,
+            min_free_disk: Some(1),
+            snapshots: SnapshotOptions::default(),
+            pace: Pace::default(),
+        };
+        let stores = Stores::open(dir, &identity).unwrap();
+        let raft = Raft::start(stores, options, None).await.unwrap();
+        if raft.is_pristine() {
+            raft.initialize().await.unwrap();
+        }
+        let mut role = raft.watch();
+        let ready = role.wait_for(|role| role.is_ready_leader);
+        tokio::time::timeout(Duration::from_secs(20), ready)
+            .await
+            .expect("in time")
+            .unwrap();
+        window_is_on(&raft.state()).await;
+        raft
+    }
+
+    /// A command that only remembers its request, of somebody whose clock says `at_ms`.
+    fn request(number: u8, at_ms: u64) -> Command {
+        Command {
+            request_id: [number; 16],
+            proposed_at_ms: at_ms,
+            ..Command::default()
+        }
+    }
+
+    async fn from_follower(raft: &Raft, command: Command) -> u64 {
+        let call = ProposeCall {
+            command: command.encode().0,
+            wait_ms: 20_000,
+        };
+        match raft.answer_propose(call).await.outcome {
+            Some(Proposed::Applied(index)) => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_clock_that_is_ahead_makes_a_request_forgotten_early() {
+        let dir = tempfile::tempdir().unwrap();
+        let raft = leader(dir.path()).await;
+        let first = raft.propose(request(1, 0), soon()).await.unwrap().index;
+        let ahead = crate::start::now_ms() + HOUR_MS;
+        from_follower(&raft, request(2, ahead)).await;
+        assert_eq!(from_follower(&raft, request(1, ahead)).await, first);
+        // The leader's own clock is no better.
+        raft.propose(request(3, ahead + HOUR_MS), soon())
+            .await
+            .unwrap();
+        let again = raft.propose(request(1, 0), soon()).await.unwrap();
+        assert_eq!(again.index, first);
+        // The next leader goes on from the same place.
+        raft.shutdown().await;
+        let raft = leader(dir.path()).await;
+        raft.propose(request(4, ahead), soon()).await.unwrap();
+        let again = raft.propose(request(1, ahead), soon()).await.unwrap();
+        assert_eq!(again.index, first);
+        raft.shutdown().await;
     }
 }

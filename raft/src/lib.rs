@@ -43,6 +43,7 @@ mod reconcile;
 mod restore;
 mod rocks;
 mod services;
+mod stamps;
 mod standing;
 mod start;
 mod state;
@@ -70,4 +71,5 @@ pub use crate::{
     state::{Checkpoint, CheckpointRow, SnapshotStats, State},
     stores::{LogContent, LogRow, ReadOnlyStores, StateRow, Stores},
     types::PeerInfo,
+    watchdog::room_above_reserve,
 };

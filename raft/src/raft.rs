@@ -46,12 +46,13 @@ use crate::{
     reconcile,
     rocks::DatabaseSize,
     services::{Services, age, known_leader},
+    stamps::Stamps,
     start::{self, Timing},
     state::{SnapshotStats, State},
     stores::{DirLock, Stores},
     transfer::transfer,
     types::{Encoded, Metrics, PeerInfo},
-    vitals::Refusal,
+    vitals::{Refusal, Room},
 };
 
 /// Bytes of commands proposed here that may wait for their outcome; beyond that proposals get `Busy`.
@@ -196,6 +197,7 @@ pub(crate) struct Inner {
     pub(crate) dialer: Option<Arc<Dialer>>,
     pub(crate) role: watch::Receiver<Role>,
     pub(crate) leader_since_ms: Arc<AtomicU64>,
+    pub(crate) stamps: Arc<Stamps>,
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     /// openraft's part of the stores' users.
@@ -251,9 +253,10 @@ impl Raft {
     /// `Unknown` and `Fatal` after the command may have been written; all others mean that nothing was.
     pub async fn propose(
         &self,
-        command: Command,
+        mut command: Command,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
+        command.proposed_at_ms = self.0.stamps.now_ms();
         // A restored row may be as large as another cluster's entries were.
         let max = match command.restore_step() {
             Some(_) => start::MAX_ENTRY_SIZE,
@@ -472,6 +475,12 @@ impl Raft {
             log: self.0.log.size(),
             state: self.0.state.size(),
         }
+    }
+
+    /// Whether the disk is so full that this node takes no log entries, and so falls behind.
+    #[must_use]
+    pub fn takes_no_entries(&self) -> bool {
+        self.0.services.vitals.room() == Room::Critical
     }
 
     /// The part this node plays, now and whenever it changes.

@@ -26,6 +26,7 @@ use crate::{
     raft::{ADMISSION, Inner, Options, Raft, Role, Transport},
     reconcile,
     services::{Services, quorum_answers},
+    stamps::Stamps,
     standing,
     state::{Machine, State},
     stores::Stores,
@@ -158,6 +159,7 @@ pub(crate) async fn start(
         Arc::new(Suspicion::new(services.clone(), dialer, tasks, closing))
     });
     let (role, leader_since_ms) = (watch::Sender::new(Role::default()), Arc::default());
+    let stamps = Arc::<Stamps>::default();
     let raft = Raft(Arc::new(Inner {
         services: services.clone(),
         state: stores.state,
@@ -166,6 +168,7 @@ pub(crate) async fn start(
         dialer,
         role: role.subscribe(),
         leader_since_ms: Arc::clone(&leader_since_ms),
+        stamps: Arc::clone(&stamps),
         in_flight: Arc::new(Semaphore::new(ADMISSION)),
         tasks: tasks.clone(),
         users,
@@ -179,6 +182,7 @@ pub(crate) async fn start(
         directory: Arc::clone(&directory),
         role,
         leader_since_ms,
+        stamps,
     };
     // Before the first connection is accepted: a member must not be taken for a stranger.
     follow.take();
@@ -262,6 +266,7 @@ struct Follow {
     directory: Arc<Directory>,
     role: watch::Sender<Role>,
     leader_since_ms: Arc<AtomicU64>,
+    stamps: Arc<Stamps>,
 }
 
 impl Follow {
@@ -289,7 +294,11 @@ impl Follow {
     }
 
     fn take(&self) -> Role {
-        let applied = self.state.position().borrow().applied;
+        let (applied, clock_ms) = {
+            let position = self.state.position();
+            let position = position.borrow();
+            (position.applied, position.memory.clock_ms)
+        };
         let own = self.services.raft_id;
         let timing = self.services.timing;
         let heard = self
@@ -324,6 +333,11 @@ impl Follow {
         self.role.send_if_modified(|known| {
             if *known == role {
                 return false;
+            }
+            if !role.is_ready_leader {
+                self.stamps.rest();
+            } else if !known.is_ready_leader || known.term != role.term {
+                self.stamps.lead(clock_ms);
             }
             if role.is_ready_leader && !known.is_ready_leader {
                 self.leader_since_ms.store(now_ms(), Ordering::Relaxed);

@@ -239,6 +239,16 @@ impl Watchdog {
     }
 }
 
+/// Bytes that can be written to the disk of `dir` before a node there takes no more writes; `reserve` as in
+/// [`Options::min_free_disk`](crate::Options::min_free_disk).
+///
+/// # Errors
+/// What the system says of that disk.
+pub fn room_above_reserve(dir: &std::path::Path, reserve: Option<u64>) -> io::Result<u64> {
+    let (free, size) = disk(dir)?;
+    Ok(free.saturating_sub(reserve.unwrap_or_else(|| default_reserve(size))))
+}
+
 /// Free bytes that this process may use, and size, of the disk that holds `dir`.
 fn disk(dir: &std::path::Path) -> io::Result<(u64, u64)> {
     let stat = rustix::fs::statvfs(dir)?;

@@ -252,7 +252,9 @@ impl From<InitError> for ApiError {
             InitError::AlreadyInitialized | InitError::BadRequest(_) => {
                 Self::BadRequest(error.to_string())
             }
-            InitError::InProgress | InitError::Hsm(_) => Self::Unavailable(error.to_string()),
+            InitError::InProgress | InitError::Elsewhere(_) | InitError::Hsm(_) => {
+                Self::Unavailable(error.to_string())
+            }
             // Init has no secrets to give away yet, and its caller is the operator who must act.
             InitError::Failed(why) => {
                 tracing::error!(%why, "initialization failed");
@@ -280,6 +282,7 @@ impl From<SnapshotError> for ApiError {
             SnapshotError::OtherSeal => Self::BadRequest(error.to_string()),
             SnapshotError::NotLeader => Self::NotLeader,
             SnapshotError::Unavailable(why) => Self::Unavailable(why),
+            SnapshotError::NoRoom(why) => Self::NoRoom(why),
             SnapshotError::Unknown => Self::OutcomeUnknown,
         }
     }

@@ -223,7 +223,15 @@ impl Server {
         let wanted = request::wanted(&head.headers)?;
         // What the leader should answer is answered here for who takes what this node knows: there may be no leader.
         let here = sys::only_reads(&api) || (wanted.stale && !api.operation.is_write());
-        let mut answer = if here {
+        let whole = Request::from_parts(head, body);
+        let leaders = match here && !wanted.stale && !self.from_follower && self.node.falls_behind()
+        {
+            true => self.read_at_leader(&api, &whole).await,
+            false => None,
+        };
+        let mut answer = if let Some(answer) = leaders {
+            answer
+        } else if here {
             read(&core, &wanted, hold(deadline))
                 .await?
                 .mark(self.carry_out(&core, &api).await?)
@@ -232,7 +240,6 @@ impl Server {
                 "a write cannot be stale: leave X-Strongroom-Consistency out".to_owned(),
             ));
         } else {
-            let whole = Request::from_parts(head, body);
             self.write(&core, api, whole).await?
         };
         if let Some(value) = vault_index(&core, core.storage().applied()) {
@@ -351,6 +358,10 @@ impl Server {
                 Role::Follower { .. } | Role::NoLeader if self.from_follower => {
                     Err(ApiError::NotLeader)
                 }
+                // The client would send it again under another id.
+                Role::Follower { .. } if api.no_forwarding && perhaps_applied => {
+                    return Err(ApiError::OutcomeUnknown);
+                }
                 Role::Follower { leader_api_addr } if api.no_forwarding => {
                     let target = whole.uri().path_and_query().map_or("/", |p| p.as_str());
                     let leader = leader_api_addr.trim_end_matches('/');
@@ -376,8 +387,11 @@ impl Server {
                 Ok(answer) => perhaps_applied && is_temporary(answer.status),
                 Err(_) => false,
             };
-            if !again || self.from_follower {
+            if self.from_follower {
                 return outcome;
+            }
+            if !again {
+                return settled(outcome, perhaps_applied);
             }
             if Instant::now() >= until {
                 return Err(if perhaps_applied {
@@ -388,6 +402,14 @@ impl Server {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// The leader's answer to a read that this node would have to wait for; `None`: there is none, or this node leads.
+    async fn read_at_leader(&self, api: &ApiRequest, whole: &Request<Bytes>) -> Option<Answer> {
+        if api.no_forwarding || !matches!(self.node.role(), Role::Follower { .. }) {
+            return None;
+        }
+        self.forward(whole, hold(api.deadline)).await.ok()
     }
 
     /// Sends the request to the leader. `NotLeader`, `NoLeader`: nothing was written.
@@ -542,6 +564,19 @@ async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Re
         }
         outcome => outcome,
     }
+}
+
+/// The last outcome of a request as its client may take it. A refusal is about the copy that was sent last; if a former one
+/// may have been applied, it says nothing about the request: a token that has revoked itself is refused afterwards.
+fn settled(outcome: Result<Answer, ApiError>, perhaps_applied: bool) -> Result<Answer, ApiError> {
+    let refused = match &outcome {
+        Ok(answer) => answer.status.is_client_error(),
+        Err(error) => error.status().is_client_error(),
+    };
+    if perhaps_applied && refused {
+        return Err(ApiError::OutcomeUnknown);
+    }
+    outcome
 }
 
 /// Whether an answer says that nothing was done and that it is worth another try.

@@ -22,6 +22,16 @@ pub(super) fn seal_status(node: &dyn Node) -> Result<Reply, ApiError> {
     Ok(Reply::Plain(object(&node.seal_status())?.into()))
 }
 
+/// What anybody may ask; `initializing` is for other nodes, and only there while a cluster is being made.
+pub(super) fn initialized(node: &dyn Node) -> Value {
+    let initialized = node.seal_status().initialized;
+    // Asked afterwards: an attempt that has succeeded goes on being told.
+    match node.initializing().filter(|_| !initialized) {
+        Some(attempt) => json!({ "initialized": initialized, "initializing": attempt }),
+        None => json!({ "initialized": initialized }),
+    }
+}
+
 /// Unsealing by hand: there is nothing to do on a node that unseals itself, and nothing anybody could do.
 pub(super) fn unseal(node: &dyn Node) -> Result<Reply, ApiError> {
     let status = node.seal_status();

@@ -10,7 +10,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -107,7 +107,15 @@ async fn take(shared: &Shared, running: &Running, schedule: &Schedule) -> Result
         .await
         .map_err(|error| chain(&error))?;
     let (schedule, runtime) = (schedule.clone(), Handle::current());
-    let written = tokio::task::spawn_blocking(move || keep(&snapshot, &schedule, &runtime));
+    let storage = &shared.config.storage;
+    let (data, reserve) = (storage.path.clone(), storage.disk_reserve);
+    let written = tokio::task::spawn_blocking(move || {
+        if fs::metadata(&schedule.path_prefix)?.dev() == fs::metadata(&data)?.dev() {
+            let room = strongroom_raft::room_above_reserve(&data, reserve)?;
+            check_room(room, snapshot.meta().size)?;
+        }
+        keep(&snapshot, &schedule, &runtime)
+    });
     written
         .await
         .map_err(|error| error.to_string())?
@@ -219,6 +227,17 @@ fn check_space(schedule: &Schedule, there: &[Kept], size: u64) -> io::Result<()>
     Ok(())
 }
 
+/// On the disk of the data directory: a snapshot must not take the room that the node itself needs.
+fn check_room(room: u64, size: u64) -> io::Result<()> {
+    if size > room {
+        return Err(io::Error::other(format!(
+            "the snapshot needs about {size} bytes, and the disk, which is that of the data directory, may take {room} more \
+             before its reserve (`disk_reserve`) is touched"
+        )));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,5 +284,11 @@ mod tests {
                 "{limit} {size}"
             );
         }
+    }
+    #[test]
+    fn a_snapshot_leaves_the_reserve_alone() {
+        assert!(check_room(10, 10).is_ok());
+        let refused = check_room(9, 10).unwrap_err();
+        assert!(refused.to_string().contains("disk_reserve"), "{refused}");
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn check_request(request: &InitRequest) -> Result<RecoveryShape, Init
 /// A bootstrapped but not initialised single node.
 pub(crate) struct HalfInit {
     raft: Raft,
-    cluster_id: [u8; 16],
+    pub(crate) identity: Identity,
 }
 
 /// Opens (or makes) the single-node Raft that an init works in. It has no network.
@@ -108,12 +108,11 @@ pub(crate) async fn solo(
     stores: Stores,
 ) -> Result<HalfInit, InitError> {
     let failed = |error: &dyn std::error::Error| InitError::Failed(super::chain(error));
-    let cluster_id = identity.cluster_id;
-    let options: Options = raft_options(config, identity);
+    let options: Options = raft_options(config, identity.clone());
     let raft = Raft::start(stores, options, None)
         .await
         .map_err(|e| failed(&e))?;
-    let half = HalfInit { raft, cluster_id };
+    let half = HalfInit { raft, identity };
     if let Err(error) = half.lead().await {
         half.raft.shutdown().await;
         return Err(error);
@@ -168,7 +167,7 @@ impl HalfInit {
             Ok(Some(_)) => return Err(failed("the node is initialized already".to_owned())),
             Err(error) => return Err(failed(super::chain(&error))),
         }
-        let ca = cluster_tls::generate_ca(&self.cluster_id)
+        let ca = cluster_tls::generate_ca(&self.identity.cluster_id)
             .map_err(|error| failed(super::chain(&error)))?;
         // Only its CA is of use.
         let own = Keyring::generate(clock::now_ms(), &ca.certificate, &ca.key)
@@ -201,7 +200,7 @@ impl HalfInit {
             vec![key],
         );
         hsm.open(&seal_config).await.map_err(hsm_error)?;
-        let new = NewKeys::make(self.cluster_id, hsm).await?;
+        let new = NewKeys::make(self.identity.cluster_id, hsm).await?;
         let (mut batch, root_token) = self.first_entries(hsm, new.keyring).await?;
         let recovery_keys = shares::split(new.recovery_key.as_ref(), shape.shares, shape.threshold)
             .map_err(|error| InitError::Failed(super::chain(&error)))?;
@@ -253,8 +252,6 @@ impl HalfInit {
                 getrandom::fill(&mut request_id).map_err(|e| failed(&e))?;
                 self.commit(Command {
                     request_id,
-                    proposed_at_ms: clock::now_ms(),
-                    restores: 0,
                     ops: vec![
                         Op::Check {
                             key: key.clone().into(),
@@ -265,6 +262,7 @@ impl HalfInit {
                             value: json.into(),
                         },
                     ],
+                    ..Command::default()
                 })
                 .await?;
                 intent

@@ -397,8 +397,25 @@ fn discard_half_initialised(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether `target` belongs to an initialised cluster; `None` when it does not answer.
-pub(crate) async fn is_initialized(target: &Target) -> Option<bool> {
+/// What another node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Other {
+    /// It does not answer, or says nothing that is understood.
+    Silent,
+    /// It belongs to no cluster.
+    Empty,
+    /// It makes a cluster at this moment; the name of that attempt.
+    Founding(String),
+    /// It belongs to a cluster.
+    Initialized,
+}
+
+/// Asks `target` whether it belongs to a cluster.
+pub(crate) async fn ask(target: &Target) -> Other {
+    asked(target).await.unwrap_or(Other::Silent)
+}
+
+async fn asked(target: &Target) -> Option<Other> {
     let response = crate::client::one_request(
         http::Method::GET,
         &format!("{}/v1/sys/init", target.address),
@@ -409,7 +426,11 @@ pub(crate) async fn is_initialized(target: &Target) -> Option<bool> {
     .await
     .ok()?;
     let body: serde_json::Value = serde_json::from_slice(response.body()).ok()?;
-    body.get("initialized")?.as_bool()
+    if body.get("initialized")?.as_bool()? {
+        return Some(Other::Initialized);
+    }
+    let attempt = body.get("initializing").and_then(|id| id.as_str());
+    Some(attempt.map_or(Other::Empty, |id| Other::Founding(id.to_owned())))
 }
 
 /// One step of the exchange; the answer's `data` is parsed, an error answer's text is passed on.

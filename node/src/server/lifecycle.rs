@@ -39,7 +39,7 @@ use super::{
     cluster_tls::{self, ClusterTls},
     forward::{self, Forwarder},
     init::{self, HalfInit},
-    join::{self, JoinGate, Target},
+    join::{self, JoinGate, Other, Target},
     leave,
     node::{INIT_GRACE, NodePort, Order, Phase, Running, Shared},
     restore::{self, Candidate},
@@ -72,14 +72,9 @@ const NOTICE: Duration = Duration::from_millis(1500);
 const ANNOUNCE: Duration = Duration::from_secs(60);
 /// Time a planned hand-over of leadership may take at shutdown.
 const HAND_OVER: Duration = Duration::from_secs(3);
-
-type InitReply = oneshot::Sender<Result<InitResult, InitError>>;
-
-/// A finished init whose result waits for the node to serve. Independent of the stages: it is answered in any case.
-struct PendingInit {
-    reply: InitReply,
-    result: InitResult,
-}
+/// Recovery keys and root token are given out once.
+const LOST_INIT: &str = "the client of the initialization went away before its answer: recovery keys and root token are \
+    lost; wipe the data directory and initialize again";
 
 enum Stage {
     Empty,
@@ -220,7 +215,8 @@ async fn uninitialized(
             order = orders.recv() => match order {
                 None => return Ok(Stage::Stopped),
                 Some(Order::Init { request, reply }) => {
-                    match initialise(shared, &configured, request, reply).await {
+                    let made = initialise(shared, &configured, request, &reply).await;
+                    match founded(shared, made, reply, Some(LOST_INIT)) {
                         Some(stage) => return Ok(stage),
                         None => continue,
                     }
@@ -231,8 +227,8 @@ async fn uninitialized(
                     force,
                     reply,
                 }) => {
-                    let made = found(shared, &configured, &candidate, id, force).await;
-                    match answer_restore(shared, made, reply) {
+                    let made = restore(shared, &configured, &candidate, id, force).await;
+                    match founded(shared, made, reply, None) {
                         Some(stage) => return Ok(stage),
                         None => continue,
                     }
@@ -391,43 +387,157 @@ fn configured_targets(shared: &Shared) -> Result<Vec<Target>, FatalError> {
         .collect()
 }
 
-/// Carries out an init. `None`: refused or failed, and the caller has been told.
+/// Carries out an init.
 async fn initialise(
-    shared: &Arc<Shared>,
+    shared: &Shared,
     configured: &[Target],
     request: InitRequest,
-    reply: InitReply,
-) -> Option<Stage> {
-    let made = async {
-        let shape = init::check_request(&request)?;
-        refuse_second_cluster(configured).await?;
-        let dir = &shared.config.storage.path;
-        let half = init::bootstrap(&shared.config, dir).await?;
-        let made = finish_init(shared, &half, shape, &reply).await;
-        half.close().await;
-        let (result, bundle) = made?;
-        let identity = Identity::load(dir)
-            .ok()
-            .flatten()
-            .ok_or_else(|| InitError::Failed("the node's identity is gone".to_owned()))?;
-        Ok((result, identity, bundle))
+    reply: &oneshot::Sender<Result<InitResult, InitError>>,
+) -> Result<(InitResult, SealedNode), InitError> {
+    let shape = init::check_request(&request)?;
+    let make = async |half: &HalfInit| {
+        let already = half
+            .finished()
+            .map_err(|error| InitError::Failed(chain(&error)))?;
+        if already.is_some() {
+            return Err(InitError::AlreadyInitialized);
+        }
+        half.initialise(&shared.hsm, shape, || !reply.is_closed())
+            .await
+    };
+    found(shared, configured, make, |error| error).await
+}
+
+/// Makes a new cluster of a snapshot, as an init makes one of nothing: cut off at any point, it can be done again.
+async fn restore(
+    shared: &Shared,
+    configured: &[Target],
+    candidate: &Candidate,
+    id: [u8; 16],
+    force: bool,
+) -> Result<((), SealedNode), SnapshotError> {
+    let make = async |half: &HalfInit| {
+        let bundle = half.restore(&shared.hsm, candidate, id, force).await?;
+        Ok(((), bundle))
+    };
+    let failed = |error: InitError| {
+        let why = if matches!(error, InitError::AlreadyInitialized) {
+            "another node is in a cluster already; restore there".to_owned()
+        } else {
+            chain(&error)
+        };
+        SnapshotError::Unavailable(format!("nothing was restored: {why}"))
+    };
+    found(shared, configured, make, failed).await
+}
+
+/// Founds a cluster whose only member is this node and whose keys and data `make` puts in.
+async fn found<T, E>(
+    shared: &Shared,
+    configured: &[Target],
+    make: impl AsyncFnOnce(&HalfInit) -> Result<(T, SealBundle), E>,
+    failed: impl Fn(InitError) -> E,
+) -> Result<(T, SealedNode), E> {
+    let founding = Founding::announce(shared).map_err(&failed)?;
+    founding
+        .be_the_only_one(configured)
+        .await
+        .map_err(&failed)?;
+    let dir = &shared.config.storage.path;
+    let half = init::bootstrap(&shared.config, dir)
+        .await
+        .map_err(&failed)?;
+    let identity = half.identity.clone();
+    let made = make(&half).await;
+    half.close().await;
+    let (result, bundle) = made?;
+    bundle
+        .save(dir)
+        .map_err(|error| failed(InitError::Failed(chain(&error))))?;
+    founding.succeeded();
+    let node = SealedNode {
+        identity,
+        bundle,
+        stores: None,
+    };
+    Ok((result, node))
+}
+
+/// Says to other nodes that this one makes a cluster, until it is dropped; for ever, once it has succeeded.
+///
+/// Two nodes that know each other never both go on: each says so before it asks, so of two that ask at about the same
+/// time at least one hears of the other. It may be both, and then neither goes on.
+struct Founding<'a> {
+    shared: &'a Shared,
+    attempt: String,
+    succeeded: bool,
+}
+
+impl<'a> Founding<'a> {
+    fn announce(shared: &'a Shared) -> Result<Self, InitError> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| InitError::Failed(error.to_string()))?;
+        let attempt = hex::encode(random);
+        shared.founding.store(Some(Arc::new(attempt.clone())));
+        Ok(Self {
+            shared,
+            attempt,
+            succeeded: false,
+        })
     }
-    .await;
+
+    /// Refuses when a node of `configured` belongs to a cluster, which this one is about to join, or makes one.
+    async fn be_the_only_one(&self, configured: &[Target]) -> Result<(), InitError> {
+        let asked = configured.iter().map(join::ask);
+        let answers = futures_util::future::join_all(asked).await;
+        if answers.contains(&Other::Initialized) {
+            return Err(InitError::AlreadyInitialized);
+        }
+        let another = answers.iter().zip(configured).find(|(answer, _)| {
+            // This node itself may be behind an address of the list, a load balancer's for one.
+            matches!(answer, Other::Founding(attempt) if *attempt != self.attempt)
+        });
+        match another {
+            None => Ok(()),
+            Some((_, target)) => Err(InitError::Elsewhere(target.address.clone())),
+        }
+    }
+
+    fn succeeded(mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for Founding<'_> {
+    fn drop(&mut self) {
+        if !self.succeeded {
+            self.shared.founding.store(None);
+        }
+    }
+}
+
+/// Answers who has asked for a new cluster: as soon as it serves, or after [`INIT_GRACE`] whatever keeps it from serving,
+/// since what was made is there by then. `None`: none was made, and the caller has been told. `lost`: for the log, if
+/// nobody waits any more for what was made.
+fn founded<T: Send + 'static, E: std::error::Error + Send + 'static>(
+    shared: &Arc<Shared>,
+    made: Result<(T, SealedNode), E>,
+    reply: oneshot::Sender<Result<T, E>>,
+    lost: Option<&'static str>,
+) -> Option<Stage> {
     match made {
-        Ok((result, identity, bundle)) => {
+        Ok((result, node)) => {
             tracing::info!("the cluster is initialized");
-            tokio::spawn(answer_init(
-                Arc::clone(shared),
-                PendingInit { reply, result },
-            ));
-            Some(
-                SealedNode {
-                    identity,
-                    bundle,
-                    stores: None,
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move {
+                serves(&shared, Instant::now() + INIT_GRACE).await;
+                if reply.send(Ok(result)).is_err()
+                    && let Some(lost) = lost
+                {
+                    tracing::error!("{lost}");
                 }
-                .into(),
-            )
+            });
+            Some(node.into())
         }
         Err(error) => {
             tracing::warn!(error = %chain(&error), "initialization did not succeed");
@@ -436,93 +546,6 @@ async fn initialise(
             None
         }
     }
-}
-
-/// Makes a new cluster of a snapshot, as an init makes one of nothing: cut off at any point, it can be done again.
-async fn found(
-    shared: &Shared,
-    configured: &[Target],
-    candidate: &Candidate,
-    id: [u8; 16],
-    force: bool,
-) -> Result<(Identity, SealBundle), SnapshotError> {
-    let failed = |why: String| SnapshotError::Unavailable(format!("nothing was restored: {why}"));
-    refuse_second_cluster(configured)
-        .await
-        .map_err(|_| failed("another node is in a cluster already; restore there".to_owned()))?;
-    let dir = &shared.config.storage.path;
-    let half = init::bootstrap(&shared.config, dir)
-        .await
-        .map_err(|error| failed(chain(&error)))?;
-    let restored = half.restore(&shared.hsm, candidate, id, force).await;
-    half.close().await;
-    let bundle = restored?;
-    bundle.save(dir).map_err(|error| failed(chain(&error)))?;
-    let identity = Identity::load(dir).ok().flatten();
-    let identity = identity.ok_or_else(|| failed("the node's identity is gone".to_owned()))?;
-    Ok((identity, bundle))
-}
-
-fn answer_restore(
-    shared: &Arc<Shared>,
-    made: Result<(Identity, SealBundle), SnapshotError>,
-    reply: oneshot::Sender<Result<(), SnapshotError>>,
-) -> Option<Stage> {
-    match made {
-        Ok((identity, bundle)) => {
-            tracing::warn!("a new cluster was made of a snapshot");
-            let shared = Arc::clone(shared);
-            tokio::spawn(async move {
-                serves(&shared, Instant::now() + INIT_GRACE).await;
-                // The caller may have gone away; the cluster is there all the same.
-                let _ = reply.send(Ok(()));
-            });
-            Some(
-                SealedNode {
-                    identity,
-                    bundle,
-                    stores: None,
-                }
-                .into(),
-            )
-        }
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "no cluster was made of a snapshot");
-            let _ = reply.send(Err(error));
-            None
-        }
-    }
-}
-
-async fn finish_init(
-    shared: &Shared,
-    half: &HalfInit,
-    shape: init::RecoveryShape,
-    reply: &InitReply,
-) -> Result<(InitResult, SealBundle), InitError> {
-    let already = half
-        .finished()
-        .map_err(|error| InitError::Failed(chain(&error)))?;
-    if already.is_some() {
-        return Err(InitError::AlreadyInitialized);
-    }
-    let (result, bundle) = half
-        .initialise(&shared.hsm, shape, || !reply.is_closed())
-        .await?;
-    bundle
-        .save(&shared.config.storage.path)
-        .map_err(|error| InitError::Failed(chain(&error)))?;
-    Ok((result, bundle))
-}
-
-/// A node that is about to join a live cluster must not found a second one.
-async fn refuse_second_cluster(configured: &[Target]) -> Result<(), InitError> {
-    let probes = configured.iter().map(join::is_initialized);
-    let answers = futures_util::future::join_all(probes).await;
-    if answers.contains(&Some(true)) {
-        return Err(InitError::AlreadyInitialized);
-    }
-    Ok(())
 }
 
 /// Waits for the HSM and opens the keyring; `None` when the node is told to stop.
@@ -834,18 +857,6 @@ async fn start(
             .run_until_cancelled_owned(autopilot::follow_settings(Arc::clone(&running))),
     );
     Ok(running)
-}
-
-/// Gives out the result of an init as soon as the node serves, or after [`INIT_GRACE`] whatever keeps it from serving:
-/// the keys exist by then and are nowhere else.
-async fn answer_init(shared: Arc<Shared>, pending: PendingInit) {
-    serves(&shared, Instant::now() + INIT_GRACE).await;
-    if pending.reply.send(Ok(pending.result)).is_err() {
-        tracing::error!(
-            "the client of the initialization went away before its answer: recovery keys and root token are lost; \
-             wipe the data directory and initialize again"
-        );
-    }
 }
 
 /// Waits until this node leads and serves, or until `deadline`.

@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use strongroom_api::{HttpSettings, Limits, core::ClusterIdentity};
 use strongroom_raft::{Identity, OpenError, Options, Pace, PeerInfo, Stores};
 use strongroom_seal::hsm::{Hsm, HsmConfig, Mechanism, OaepHash};
@@ -98,6 +98,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         phase: ArcSwap::from_pointee(first_phase(&config)),
         orders,
         restorer: Arc::default(),
+        founding: ArcSwapOption::empty(),
         leaving: AtomicBool::new(false),
         limits: limits(&config),
     });

@@ -121,6 +121,8 @@ pub(crate) struct Shared {
     pub(crate) orders: mpsc::Sender<Order>,
     /// One restore at a time, whatever the node is.
     pub(crate) restorer: Arc<Restorer>,
+    /// Names the attempt to make a cluster that this node is at, or has succeeded with.
+    pub(crate) founding: ArcSwapOption<String>,
     /// Told to stop: still serving, but nobody should send anything new.
     pub(crate) leaving: AtomicBool,
     /// What all listeners together may have under way.
@@ -420,6 +422,16 @@ impl Node for NodePort {
             Some(running) => running.forwarder.forward_stream(request, until).await,
             None => Err(ForwardError::NotSent("this node is sealed".to_owned())),
         }
+    }
+
+    fn falls_behind(&self) -> bool {
+        self.0
+            .running()
+            .is_some_and(|running| running.raft.takes_no_entries())
+    }
+
+    fn initializing(&self) -> Option<String> {
+        self.0.founding.load().as_deref().cloned()
     }
 
     fn is_leaving(&self) -> bool {

@@ -22,6 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
 use strongroom_api::ports::{SnapshotError, Stream};
 use strongroom_raft::{Command, Op, ProposeError, Raft, RestoreStep, RowSum};
 use strongroom_seal::{
@@ -42,12 +43,14 @@ use super::{
     serving,
 };
 use crate::{
-    clock,
+    config::RaftStorage,
     snapshot::archive::{self, ArchiveError, SUMS_PATH, Whole},
 };
 
 /// Longest time an upload may stand still.
 const STALL: Duration = Duration::from_secs(60);
+/// Bytes of an upload between two looks at the room on the disk.
+const LOOK_FOR_ROOM: u64 = 4 << 20;
 /// Bytes of rows in one log entry, about; and chunks read ahead.
 const CHUNK: usize = 512 << 10;
 const AHEAD: usize = 2;
@@ -113,7 +116,7 @@ pub(crate) async fn restore(
     force: bool,
 ) -> Result<(), SnapshotError> {
     let turn = shared.restorer.turn()?;
-    let candidate = Candidate::receive(upload, &shared.config.storage.path).await?;
+    let candidate = Candidate::receive(upload, &shared.config.storage).await?;
     if !force {
         candidate.check_seal(&shared.hsm).await?;
     }
@@ -151,7 +154,7 @@ pub(crate) async fn found(
     force: bool,
 ) -> Result<(), SnapshotError> {
     let turn = shared.restorer.turn()?;
-    let candidate = Candidate::receive(upload, &shared.config.storage.path).await?;
+    let candidate = Candidate::receive(upload, &shared.config.storage).await?;
     let (reply, answer) = oneshot::channel();
     let order = Order::Restore {
         candidate: Box::new(candidate),
@@ -263,7 +266,6 @@ async fn one_step(raft: &Raft, step: RestoreStep, more: Vec<Op>) -> Result<(), S
     let mut ops = vec![Op::Restore(step)];
     ops.extend(more);
     let command = Command {
-        proposed_at_ms: clock::now_ms(),
         ops,
         ..Command::default()
     };
@@ -340,9 +342,14 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// Spools an upload in `dir` and verifies it.
-    pub(crate) async fn receive(upload: Stream, dir: &Path) -> Result<Self, SnapshotError> {
-        let file = spool(upload, dir).await?;
+    /// Spools an upload in the data directory and verifies it.
+    pub(crate) async fn receive(
+        upload: Stream,
+        storage: &RaftStorage,
+    ) -> Result<Self, SnapshotError> {
+        let (dir, reserve) = (storage.path.clone(), storage.disk_reserve);
+        let room = move || strongroom_raft::room_above_reserve(&dir, reserve);
+        let file = spool(upload, &storage.path, room).await?;
         tokio::task::spawn_blocking(move || Self::verify(file))
             .await
             .map_err(|error| unavailable(error.to_string()))?
@@ -457,9 +464,18 @@ fn spool_error(error: io::Error) -> SnapshotError {
     ))
 }
 
-/// Writes an upload to a file that has no name, so that nothing is left of it whatever happens.
-async fn spool(mut upload: Stream, dir: &Path) -> Result<File, SnapshotError> {
+/// Writes an upload to a file that has no name, so that nothing is left of it whatever happens. `room`: bytes that may
+/// still be written.
+async fn spool(
+    mut upload: Stream,
+    dir: &Path,
+    room: impl Fn() -> io::Result<u64> + Clone + Send + 'static,
+) -> Result<File, SnapshotError> {
+    // What its sender says of its length, or nothing.
+    let said = upload.size_hint().lower();
+    look_for_room(room.clone(), said.max(LOOK_FOR_ROOM)).await?;
     let file = unnamed(dir).map_err(spool_error)?;
+    let (mut written, mut looked_at) = (0, 0);
     let mut out = tokio::fs::File::from_std(file.try_clone().map_err(spool_error)?);
     loop {
         let frame = match tokio::time::timeout(STALL, upload.frame()).await {
@@ -476,10 +492,40 @@ async fn spool(mut upload: Stream, dir: &Path) -> Result<File, SnapshotError> {
         // Trailers mean nothing here.
         if let Ok(data) = frame.into_data() {
             out.write_all(&data).await.map_err(spool_error)?;
+            written += data.len() as u64;
+        }
+        if written - looked_at >= LOOK_FOR_ROOM {
+            out.flush().await.map_err(spool_error)?;
+            look_for_room(room.clone(), LOOK_FOR_ROOM).await?;
+            looked_at = written;
         }
     }
     out.flush().await.map_err(spool_error)?;
     Ok(file)
+}
+
+/// Refuses when fewer than `wanted` bytes may be written.
+async fn look_for_room(
+    room: impl Fn() -> io::Result<u64> + Send + 'static,
+    wanted: u64,
+) -> Result<(), SnapshotError> {
+    // A disk that hangs must not hold an async thread.
+    let found = tokio::task::spawn_blocking(room)
+        .await
+        .map_err(|error| unavailable(error.to_string()))?
+        .map_err(spool_error)?;
+    if found >= wanted {
+        return Ok(());
+    }
+    tracing::warn!(
+        room_mib = found >> 20,
+        "a restore was refused: the disk of the data directory would fall below its reserve"
+    );
+    Err(SnapshotError::NoRoom(format!(
+        "there is no room for the snapshot on the leader, which keeps it in its data directory while it is checked: the \
+         disk may take {} MiB more before its reserve (`disk_reserve`) is touched; nothing was changed",
+        found >> 20
+    )))
 }
 
 fn unnamed(dir: &Path) -> io::Result<File> {
@@ -518,5 +564,52 @@ pub(crate) async fn tidy(shared: Arc<Shared>, running: Arc<Running>) {
             }
             Err(error) => tracing::debug!(%error, "clearing a restore that was cut off"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// An upload of this many MiB, of which nobody has said how long it is.
+    fn upload(mib: usize) -> Stream {
+        let pieces = (0..mib).map(|_| Ok::<_, io::Error>(Bytes::from(vec![7; 1 << 20])));
+        Stream::from_stream(futures_util::stream::iter(pieces))
+    }
+
+    /// A disk with this much room, of which every look takes [`LOOK_FOR_ROOM`]; and how often it was looked at.
+    fn disk(bytes: u64) -> (Arc<AtomicU64>, impl Fn() -> io::Result<u64> + Clone + Send) {
+        let looks = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&looks);
+        let room = move || {
+            let before = counted.fetch_add(1, Ordering::SeqCst);
+            Ok(bytes.saturating_sub(before * LOOK_FOR_ROOM))
+        };
+        (looks, room)
+    }
+
+    #[tokio::test]
+    async fn an_upload_stops_where_the_reserve_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let (looks, room) = disk(12 << 20);
+        let refused = spool(upload(64), dir.path(), room).await.unwrap_err();
+        assert!(matches!(refused, SnapshotError::NoRoom(_)), "{refused}");
+        assert!(refused.to_string().contains("disk_reserve"), "{refused}");
+        assert_eq!(looks.load(Ordering::SeqCst), 4, "three times 4 MiB fit");
+        // What says how long it is, is not taken at all.
+        let whole = Stream::from(vec![7; 13 << 20]);
+        let (looks, room) = disk(12 << 20);
+        let refused = spool(whole, dir.path(), room).await.unwrap_err();
+        assert!(matches!(refused, SnapshotError::NoRoom(_)), "{refused}");
+        assert_eq!(looks.load(Ordering::SeqCst), 1);
+        // Nothing is left of either.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+
+        let (_, room) = disk(64 << 20);
+        let file = spool(upload(12), dir.path(), room).await.unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 12 << 20);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -15,7 +15,6 @@ use strongroom_seal::{barrier, hsm::HsmError, wrap::SealWrapper};
 use zeroize::Zeroizing;
 
 use super::chain;
-use crate::clock;
 
 /// [`Store`] on the Raft node, as long as its data are those that the keys around it belong to.
 pub(crate) struct StorePort {
@@ -110,7 +109,7 @@ fn index_of(proposed: Result<Applied, ProposeError>) -> Result<u64, StoreError> 
     }
 }
 
-/// The Raft command of a batch, for data that no restore has brought. The clock is read here, by the proposer, never in apply.
+/// The Raft command of a batch, for data that no restore has brought.
 pub(crate) fn command(batch: StoredBatch) -> Command {
     let checks = batch.checks.into_iter().map(|(key, expect)| Op::Check {
         key: key.into(),
@@ -129,9 +128,8 @@ pub(crate) fn command(batch: StoredBatch) -> Command {
         .map(|key| Op::Delete { key: key.into() });
     Command {
         request_id: batch.request_id,
-        proposed_at_ms: clock::now_ms(),
-        restores: 0,
         ops: checks.chain(puts).chain(deletes).collect(),
+        ..Command::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -124,6 +124,7 @@ fn a_full_disk() {
     assert_eq!(one.put("sys/mounts/kv", &json!({"type": "kv"})).status, 204);
     assert_eq!(put(one, "before"), 204);
 
+    refuses_a_snapshot(&disk, one);
     gives_leadership_away(&cluster, &disk, one);
     takes_nothing_and_says_so(&disk, one, two);
     disk.make_room();
@@ -135,13 +136,38 @@ fn a_full_disk() {
         "the disk is nearly full",
         "the disk is full but for",
         "this node should not lead",
+        "a restore was refused",
         "No space left",
         "a request was not carried out",
         "syncing the Raft log failed",
+        // What is still under way when the log has failed.
+        "openraft::",
+        "flushing the state at shutdown failed",
+        "the last sync of the Raft log failed",
     ];
     cluster.assert_logs_clean(&[STARTING, NODES_AWAY, &allowed]);
     // Before the directory goes.
     drop(disk);
+}
+
+/// A restore would take room that the leader needs: it is refused, and nothing of it stays.
+fn refuses_a_snapshot(disk: &SmallDisk, one: &Client) {
+    let restore = |size: u64| {
+        let body = vec![0; usize::try_from(size).unwrap()];
+        let path = b"/v1/sys/storage/raft/snapshot";
+        one.request_bytes("POST", path, &body).unwrap()
+    };
+    let nonsense = restore(8 * MIB).expect(400);
+    assert!(!nonsense.errors().is_empty());
+    disk.leave(RESERVE + 6 * MIB);
+    let refused = restore(8 * MIB).expect(503);
+    assert!(
+        refused.text().contains("disk_reserve"),
+        "{}",
+        refused.text()
+    );
+    assert_eq!(put(one, "small"), 204);
+    disk.make_room();
 }
 
 /// Below the reserve another node leads; this one still takes part, for reads and for forwarded writes.
@@ -155,14 +181,22 @@ fn gives_leadership_away(cluster: &Cluster, disk: &SmallDisk, one: &Client) {
     assert!(cluster.log_text(1).contains("the disk is nearly full"));
 }
 
-/// Below half of it the node takes no entries: others go on, and its own reads end in time.
+/// Below half of it the node takes no entries: others go on, and have the leader answer what is read here.
 fn takes_nothing_and_says_so(disk: &SmallDisk, one: &Client, two: &Client) {
     disk.leave(RESERVE / 4);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(put(two, "critical"), 204);
-    let old = one.get("kv/critical");
-    assert_eq!(old.status, 503, "{}", old.text());
-    assert_eq!(old.header("retry-after"), Some("1"));
+    let began = Instant::now();
+    let read = one.get("kv/critical").expect(200);
+    assert_eq!(read.json()["data"]["v"], "critical");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(one.list("kv").len(), 4);
+    let here = one
+        .clone()
+        .with_header("X-Vault-No-Request-Forwarding", "true")
+        .get("kv/critical");
+    assert_eq!(here.status, 503, "{}", here.text());
+    assert_eq!(here.header("retry-after"), Some("1"));
     let stale = one
         .clone()
         .with_header("X-Strongroom-Consistency", "stale")

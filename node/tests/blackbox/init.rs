@@ -265,6 +265,67 @@ fn kill_9_in_the_middle() {
     assert!(!panics, "{}", cluster.log_text(1));
 }
 
+/// Two operators, or one script on two machines: there is one cluster afterwards, or none and a clear message.
+#[test]
+fn two_nodes_at_once_never_make_two_clusters() {
+    let rounds: u32 = std::env::var("STRONGROOM_TEST_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(4);
+    let mut cluster = Cluster::prepare(&Options {
+        binary: BINARY.into(),
+        nodes: 2,
+        key_made_before: true,
+    });
+    let request = json!({"recovery_shares": 1, "recovery_threshold": 1});
+    let clients = [1, 2].map(|number| cluster.anonymous(number));
+    let (mut neither, mut refused) = (0, 0);
+    for round in 0..rounds {
+        for number in [1, 2] {
+            cluster.start_node(number);
+        }
+        // Every other time a moment apart: an answer then comes while the other makes its keys.
+        let apart = Duration::from_millis(u64::from(round % 2 * (round % 7) * 5));
+        let answers = thread::scope(|scope| {
+            let asking = [0, 1].map(|at| {
+                let (clients, request) = (&clients, &request);
+                scope.spawn(move || {
+                    thread::sleep(apart * at);
+                    clients[at as usize].put("sys/init", request)
+                })
+            });
+            asking.map(|asking| asking.join().unwrap())
+        });
+        let mut made = None;
+        for answer in &answers {
+            match answer.status {
+                200 => assert!(made.replace(answer.json()).is_none(), "two clusters"),
+                400 => assert_eq!(answer.errors(), ["Vault is already initialized"]),
+                503 => {
+                    refused += 1;
+                    let why = answer.text();
+                    let known = ["initialize one node only", "a join is in progress"];
+                    assert!(known.iter().any(|known| why.contains(known)), "{why}");
+                }
+                other => panic!("{other}: {}", answer.text()),
+            }
+        }
+        let made = made.unwrap_or_else(|| {
+            neither += 1;
+            clients[0].put("sys/init", &request).expect(200).json()
+        });
+        cluster.keep_init(&made);
+        cluster.wait_all();
+        let ids = [1, 2].map(|number| cluster.seal_status(number)["cluster_id"].clone());
+        assert_eq!(ids[0], ids[1]);
+        for number in [1, 2] {
+            cluster.kill9(number);
+            cluster.wipe(number);
+        }
+    }
+    println!("{rounds} rounds: {refused} inits were refused, {neither} times both");
+}
+
 /// An init whose HSM does not fit is refused with the reason, and may be repeated when it does.
 #[test]
 fn refused_while_the_hsm_does_not_fit() {

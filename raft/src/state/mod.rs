@@ -44,7 +44,6 @@ pub(crate) use self::{
     snapshot::{SnapshotDir, Snapshots},
 };
 use crate::{
-    command::{Applied, Outcome},
     error::{OpenError, StateError},
     identity::{Identity, write_atomically},
     keys::{
@@ -107,9 +106,31 @@ struct Generation {
     /// The family that is not live holds leftovers of a restore, or the data that one has replaced.
     leftovers: AtomicBool,
     outcomes: Mutex<Outcomes>,
-    /// Log index of the last write of keys that were asked for, kept up to date by every commit.
-    watched: RwLock<HashMap<Box<[u8]>, Option<u64>>>,
+    watched: RwLock<Watched>,
 }
+
+/// Log index of the last write of keys that were asked for, kept up to date by every commit.
+///
+/// What is read here is never behind the database, nor ahead of it: while a batch is written, the keys in it are read
+/// from there. A value that is cached under its log index could otherwise be taken for the newest when a newer one can
+/// be read already, and what is put together from several keys under one such index could be a mix.
+#[derive(Default)]
+struct Watched {
+    keys: HashMap<Box<[u8]>, Known>,
+    /// A batch is being written. What a reader finds meanwhile is not kept: it may be in the batch.
+    writing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// `None`: nothing is stored under the key.
+    Is(Option<u64>),
+    /// In the batch that is being written.
+    Changing,
+}
+
+/// The watched keys in a batch, with what they are after it.
+type Hits = Vec<(Bytes, Option<u64>)>;
 
 impl Generation {
     fn new(number: u64, db: Arc<DB>, position: &Position) -> io::Result<Self> {
@@ -127,44 +148,81 @@ impl Generation {
         })
     }
 
-    /// Takes into memory what `changes`, now written, have changed there.
-    fn follow(&self, changes: &Changes, restored: bool) {
+    /// Before `changes` are written.
+    fn before_write(&self, changes: &Changes, restored: bool) -> Hits {
         let live = keys::live(self.restores.load(Ordering::Acquire));
-        // Under the lock after the write: a reader that fills in a value has read it under the lock, before or after.
         let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        let mut outcomes = lock(&self.outcomes);
+        watched.writing = true;
         if restored {
-            watched.clear();
+            watched.keys.clear();
         }
+        let mut hits = Hits::new();
         for change in &changes.list {
-            match change {
+            let (key, after) = match change {
                 Change::Put {
                     family,
                     key,
                     mod_index,
                     ..
-                } if *family == live => {
-                    if let Some(known) = watched.get_mut(&key[..]) {
-                        *known = Some(*mod_index);
-                    }
-                }
-                Change::Delete { family, key } if *family == live => {
-                    if let Some(known) = watched.get_mut(&key[..]) {
-                        *known = None;
-                    }
-                }
-                Change::Clear { family } if *family == live => watched.clear(),
-                Change::Remember { request, outcome } => {
-                    outcomes.remember(request, outcome.applied.index);
-                }
+                } if *family == live => (key, Some(*mod_index)),
+                Change::Delete { family, key } if *family == live => (key, None),
                 Change::Put { .. }
                 | Change::Delete { .. }
+                // Only ever the family that is not live.
                 | Change::Clear { .. }
                 | Change::Staging(_)
                 | Change::Restored { .. }
-                | Change::Window => {}
+                | Change::Remember { .. }
+                | Change::Window => continue,
+            };
+            if let Some(known) = watched.keys.get_mut(&key[..]) {
+                *known = Known::Changing;
+                hits.push((key.clone(), after));
             }
         }
+        hits
+    }
+
+    /// After `changes` are written.
+    fn after_write(&self, changes: &Changes, hits: Hits) {
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        watched.writing = false;
+        for (key, after) in hits {
+            if let Some(known) = watched.keys.get_mut(&key[..]) {
+                *known = Known::Is(after);
+            }
+        }
+        drop(watched);
+        let mut outcomes = lock(&self.outcomes);
+        for change in &changes.list {
+            if let Change::Remember { request, outcome } = change {
+                outcomes.remember(request, outcome.applied.index);
+            }
+        }
+    }
+
+    /// Log index of the last write of `key`. `family`: the live one.
+    fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
+        {
+            let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
+            match watched.keys.get(key) {
+                Some(Known::Is(index)) => return Ok(*index),
+                Some(Known::Changing) => return mod_index_in(&self.db, family, key),
+                None => {}
+            }
+        }
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        if watched.writing {
+            drop(watched);
+            return mod_index_in(&self.db, family, key);
+        }
+        // Under the lock: no batch is written between reading and keeping.
+        let found = mod_index_in(&self.db, family, key)?;
+        if watched.keys.len() >= MAX_WATCHED {
+            watched.keys.clear();
+        }
+        watched.keys.insert(key.into(), Known::Is(found));
+        Ok(found)
     }
 }
 
@@ -220,7 +278,7 @@ impl State {
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn get(&self, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
-        self.read(None, |db, family| value_in(db, family, key))
+        self.read(None, |live, family| value_in(&live.db, family, key))
     }
 
     /// As [`State::get`], for a reader that knows the data of the time when there had been `restores` restores.
@@ -228,7 +286,9 @@ impl State {
     /// # Errors
     /// Also `Superseded` when there is other data now.
     pub fn get_at(&self, restores: u64, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
-        self.read(Some(restores), |db, family| value_in(db, family, key))
+        self.read(Some(restores), |live, family| {
+            value_in(&live.db, family, key)
+        })
     }
 
     /// The log index of the last write of `key`, from memory if it was asked for lately: for the few keys that every
@@ -237,21 +297,7 @@ impl State {
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
-        let live = self.live.load();
-        let generation = live.as_ref().ok_or(StateError::Closed)?;
-        let watched = generation.watched.read();
-        if let Some(known) = watched.unwrap_or_else(PoisonError::into_inner).get(key) {
-            return Ok(*known);
-        }
-        let watched = generation.watched.write();
-        let mut watched = watched.unwrap_or_else(PoisonError::into_inner);
-        let family = keys::live(generation.restores.load(Ordering::Acquire));
-        let found = mod_index_in(&generation.db, family, key)?;
-        if watched.len() >= MAX_WATCHED {
-            watched.clear();
-        }
-        watched.insert(key.into(), found);
-        Ok(found)
+        self.read(None, |generation, family| generation.mod_index(family, key))
     }
 
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
@@ -292,7 +338,7 @@ impl State {
             Some(after) if after >= prefix => [after, &[0]].concat(),
             _ => prefix.to_vec(),
         };
-        self.read(restores, |db, family| {
+        self.read(restores, |Generation { db, .. }, family| {
             let from = IteratorMode::From(&start, Direction::Forward);
             let mut found = Vec::new();
             for item in db.iterator_cf(cf(db, family)?, from).take(limit) {
@@ -310,7 +356,7 @@ impl State {
     fn read<T>(
         &self,
         wanted: Option<u64>,
-        read: impl Fn(&DB, &'static str) -> io::Result<T>,
+        read: impl Fn(&Generation, &'static str) -> io::Result<T>,
     ) -> Result<T, StateError> {
         loop {
             let live = self.live.load();
@@ -319,7 +365,7 @@ impl State {
             if wanted.is_some_and(|wanted| wanted != restores) {
                 return Err(StateError::Superseded);
             }
-            let found = read(&generation.db, keys::live(restores));
+            let found = read(generation, keys::live(restores));
             if generation.restores.load(Ordering::Acquire) == restores {
                 return Ok(found?);
             }
@@ -449,6 +495,9 @@ impl State {
         let mut batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
         let (before, after) = (index_of(&old), index_of(&position));
         lock(&generation.outcomes).sweep(db, &mut batch, &old, after)?;
+        let restored = position.restored != old.restored;
+        let hits = generation.before_write(changes, restored);
+        // After a failure nothing is written any more; the keys in the batch go on being read from the database.
         db.write_opt(batch, &without_wal()).map_err(|error| {
             let advice = rocks::advice(&error);
             io::Error::other(format!("writing the state failed: {error}{advice}"))
@@ -456,13 +505,11 @@ impl State {
         generation
             .restores
             .store(position.restored.0, Ordering::Release);
-        generation.follow(changes, position.restored != old.restored);
+        generation.after_write(changes, hits);
         if clean {
             free_space(db, unused)?;
         }
-        if position.restored != old.restored
-            || (position.staging.is_none() && old.staging.is_some())
-        {
+        if restored || (position.staging.is_none() && old.staging.is_some()) {
             generation.leftovers.store(true, Ordering::Relaxed);
         }
         self.position.send_replace(position);
@@ -749,29 +796,6 @@ pub(crate) fn split_value(stored: &[u8]) -> io::Result<(u64, &[u8])> {
     Ok((u64::from_be_bytes(*mod_index), value))
 }
 
-/// `index u64 BE | outcome u8 | op u32 BE`, as an early version stored an outcome under its request id.
-fn decode_applied(stored: &[u8]) -> io::Result<Applied> {
-    let parts = stored
-        .split_first_chunk::<8>()
-        .and_then(|(index, rest)| Some((index, rest.split_first_chunk::<1>()?)))
-        .and_then(|(index, (kind, op))| Some((index, kind, <[u8; 4]>::try_from(op).ok()?)));
-    let Some((index, &[kind], op)) = parts else {
-        return Err(damaged("a remembered outcome"));
-    };
-    let outcome = match kind {
-        0 => Outcome::Applied,
-        1 => Outcome::CheckFailed {
-            op: u32::from_be_bytes(op),
-        },
-        2 => Outcome::Superseded,
-        _ => return Err(damaged("a remembered outcome")),
-    };
-    Ok(Applied {
-        index: u64::from_be_bytes(*index),
-        outcome,
-    })
-}
-
 fn damaged(what: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
@@ -832,4 +856,4 @@ fn set_current(dir: &Path, number: u64) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

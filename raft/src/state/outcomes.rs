@@ -16,7 +16,7 @@ use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
 use super::{
     Position,
     apply::{REMEMBERED_ENTRIES, Remembered, WINDOW_ENTRIES},
-    damaged, decode_applied, index_of, without_wal,
+    damaged, index_of, without_wal,
 };
 use crate::{
     command::{Applied, Outcome},
@@ -159,9 +159,16 @@ fn rewrite_first_layout(db: &DB, applied: u64) -> io::Result<()> {
     let meta = cf(db, CF_META)?;
     let mut options = ReadOptions::default();
     options.set_iterate_range(keys::request(&[0; ID])..keys::request(&[0xff; ID]));
-    // Other bookkeeping has names that begin with the same letter.
-    let mut early = db.iterator_cf_opt(meta, options, IteratorMode::Start);
-    if !early.any(|item| item.is_ok_and(|(key, _)| key.len() == ID + 1)) {
+    let mut any = false;
+    for item in db.iterator_cf_opt(meta, options, IteratorMode::Start) {
+        let (key, _) = item.map_err(io::Error::other)?;
+        // Other bookkeeping has names that begin with the same letter.
+        any = key.len() == ID + 1;
+        if any {
+            break;
+        }
+    }
+    if !any {
         return Ok(());
     }
     let first = keys::request_at((applied + 1).saturating_sub(REMEMBERED_ENTRIES));
@@ -179,7 +186,7 @@ fn rewrite_first_layout(db: &DB, applied: u64) -> io::Result<()> {
             .get_pinned_cf(meta, keys::request(&id))
             .map_err(io::Error::other)?;
         let stored = stored.ok_or_else(|| damaged("a remembered outcome"))?;
-        let applied = decode_applied(&stored)?;
+        let applied = decode_first(&stored)?;
         let remembered = Remembered {
             applied,
             at_ms: None,
@@ -221,20 +228,40 @@ fn decode(index: u64, row: &[u8]) -> io::Result<([u8; ID], Remembered)> {
     let Some((id, &[kind], (&op, time))) = parts else {
         return Err(damaged("a remembered outcome"));
     };
-    let outcome = match kind {
-        0 => Outcome::Applied,
-        1 => Outcome::CheckFailed {
-            op: u32::from_be_bytes(op),
-        },
-        2 => Outcome::Superseded,
-        _ => return Err(damaged("a remembered outcome")),
-    };
+    let outcome = decode_outcome(kind, op)?;
     let at_ms = match time {
         [] => None,
         time => Some(be_u64(time).ok_or_else(|| damaged("a remembered outcome"))?),
     };
     let applied = Applied { index, outcome };
     Ok((*id, Remembered { applied, at_ms }))
+}
+
+/// `index u64 BE | outcome u8 | op u32 BE`, as an early version stored an outcome under its request id.
+fn decode_first(stored: &[u8]) -> io::Result<Applied> {
+    let parts = stored
+        .split_first_chunk::<8>()
+        .and_then(|(index, rest)| Some((index, rest.split_first_chunk::<1>()?)))
+        .and_then(|(index, (kind, op))| Some((index, kind, <[u8; 4]>::try_from(op).ok()?)));
+    let Some((index, &[kind], op)) = parts else {
+        return Err(damaged("a remembered outcome"));
+    };
+    Ok(Applied {
+        index: u64::from_be_bytes(*index),
+        outcome: decode_outcome(kind, op)?,
+    })
+}
+
+/// `outcome u8 | op u32 BE`.
+fn decode_outcome(kind: u8, op: [u8; 4]) -> io::Result<Outcome> {
+    match kind {
+        0 => Ok(Outcome::Applied),
+        1 => Ok(Outcome::CheckFailed {
+            op: u32::from_be_bytes(op),
+        }),
+        2 => Ok(Outcome::Superseded),
+        _ => Err(damaged("a remembered outcome")),
+    }
 }
 
 #[cfg(test)]

@@ -418,6 +418,76 @@ async fn a_watched_key_is_told_of_every_write() {
     stores.close().await;
 }
 
+#[tokio::test]
+async fn while_a_batch_is_written_its_keys_are_as_the_database_has_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let state = stores.state();
+    apply(&stores, vec![put(0, "watched"), put(1, "other")]).await;
+    assert_eq!(state.mod_index(b"watched").unwrap(), Some(0));
+    let generation = state.generation().unwrap();
+    let mut changes = Changes::default();
+    for key in ["watched", "other"] {
+        changes.list.push(Change::Put {
+            family: CF_KV,
+            key: key.into(),
+            mod_index: 7,
+            value: Bytes::new(),
+        });
+    }
+    let hits = generation.before_write(&changes, false);
+    assert_eq!(state.mod_index(b"watched").unwrap(), Some(0));
+    assert_eq!(state.mod_index(b"other").unwrap(), Some(1));
+    let family = cf(&generation.db, CF_KV).unwrap();
+    for key in ["watched", "other"] {
+        let value = 7_u64.to_be_bytes();
+        let written = generation.db.put_cf_opt(family, key, value, &without_wal());
+        written.unwrap();
+        assert_eq!(state.mod_index(key.as_bytes()).unwrap(), Some(7));
+        assert_eq!(state.get(key.as_bytes()).unwrap().unwrap().0, 7);
+    }
+    generation.after_write(&changes, hits);
+    assert_eq!(state.mod_index(b"watched").unwrap(), Some(7));
+    assert_eq!(state.mod_index(b"other").unwrap(), Some(7));
+    // And from memory again.
+    let known = |key: &str| {
+        let watched = generation.watched.read().unwrap();
+        watched.keys.get(key.as_bytes()).copied()
+    };
+    assert_eq!(known("watched"), Some(Known::Is(Some(7))));
+    assert_eq!(known("other"), Some(Known::Is(Some(7))));
+    drop(generation);
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_watched_key_is_never_behind_what_was_read_nor_ahead_of_what_is_read_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (state, stop) = (stores.state(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let (before, _) = state.get(b"a").unwrap().unwrap_or_default();
+                    let watched = state.mod_index(b"a").unwrap().unwrap_or(0);
+                    let (after, _) = state.get(b"a").unwrap().unwrap_or_default();
+                    assert!(before <= watched && watched <= after);
+                }
+            })
+        })
+        .collect();
+    for index in 0..5_000 {
+        apply(&stores, vec![put(index, "a")]).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    stores.close().await;
+}
+
 /// A command that only remembers: request `number`, proposed at this time.
 fn request(index: u64, number: u64, ms: u64) -> Entry {
     let mut request_id = [1; 16];
@@ -438,6 +508,14 @@ fn window(index: u64) -> Entry {
         log_id: log_id(1, 1, index),
         payload: EntryPayload::Normal(Command::window()),
     }
+}
+
+/// Waits until requests are remembered by time.
+pub(crate) async fn window_is_on(state: &State) {
+    let mut position = state.position();
+    let on = position.wait_for(|position| position.memory.window);
+    let on = tokio::time::timeout(std::time::Duration::from_secs(20), on).await;
+    on.expect("in time").expect("the state is open");
 }
 
 /// Rows of remembered requests on disk.
