@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 
 use self::ports::{Barrier, BarrierError, SealWrap, StoredBatch};
 pub use self::{
-    http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, forwarded_router, router},
+    http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, drain, forwarded_router, router},
     sys::snapshot_auto,
 };
 

@@ -49,6 +49,7 @@ mod start;
 mod state;
 mod stores;
 mod suspect;
+mod tasks;
 mod transfer;
 mod types;
 mod vitals;

@@ -27,7 +27,7 @@ use tokio::{
     time::timeout_at,
 };
 use tokio_rustls::TlsStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     autopilot::AutopilotStatus,
@@ -50,6 +50,7 @@ use crate::{
     start::{self, Timing},
     state::{SnapshotStats, State},
     stores::{DirLock, Stores},
+    tasks::Tasks,
     transfer::transfer,
     types::{Encoded, Metrics, PeerInfo},
     vitals::{Refusal, Room},
@@ -199,10 +200,9 @@ pub(crate) struct Inner {
     pub(crate) leader_since_ms: Arc<AtomicU64>,
     pub(crate) stamps: Arc<Stamps>,
     pub(crate) in_flight: Arc<Semaphore>,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     /// openraft's part of the stores' users.
     pub(crate) users: TaskTracker,
-    pub(crate) closing: CancellationToken,
     pub(crate) lock: Mutex<Option<DirLock>>,
     pub(crate) closed: tokio::sync::Mutex<bool>,
 }
@@ -329,7 +329,7 @@ impl Raft {
         match timeout_at(deadline.into(), submit).await {
             // Dropped before it was handed over.
             Err(_) => return Err(ProposeError::Busy),
-            Ok(Err(_)) if self.0.closing.is_cancelled() => {
+            Ok(Err(_)) if self.0.tasks.closing.is_cancelled() => {
                 return Err(ProposeError::NotLeader { leader: None });
             }
             Ok(Err(fatal)) => return Err(ProposeError::Fatal(fatal.to_string())),
@@ -379,7 +379,7 @@ impl Raft {
             }
             let mut role = self.watch();
             role.mark_unchanged();
-            if self.0.closing.is_cancelled() || Instant::now() >= deadline {
+            if self.0.tasks.closing.is_cancelled() || Instant::now() >= deadline {
                 return Err(ReadError::NoQuorum);
             }
             // A leader may be known any moment; whatever this wait says, the question is asked again.
@@ -404,7 +404,7 @@ impl Raft {
                 Ok(Ok(_)) => Ok(()),
                 Ok(Err(_)) | Err(_) => Err(ReadError::NoQuorum),
             },
-            () = self.0.closing.cancelled() => Err(ReadError::NoQuorum),
+            () = self.0.tasks.closing.cancelled() => Err(ReadError::NoQuorum),
         }
     }
 
@@ -606,29 +606,35 @@ impl Raft {
         }
     }
 
-    /// Resolves, with the reason, when this node cannot go on: a failed sync, damaged data, a stopped core. The process
-    /// should end. Never resolves because of [`Raft::shutdown`].
+    /// Resolves, with the reason, when this node cannot go on: a failed sync, damaged data, a stopped core, a task that has
+    /// panicked. The process should end. Never resolves because of [`Raft::shutdown`].
     pub async fn fatal(&self) -> String {
         let mut metrics = self.0.services.core.metrics();
         let mut log = self.0.log.progress();
+        let mut tasks = self.0.tasks.died();
         loop {
+            if let Some(why) = tasks.borrow_and_update().clone() {
+                return why;
+            }
             let failed = log.borrow_and_update().failed.clone();
             if let Some(why) = failed {
                 return why;
             }
             let running = metrics.borrow_and_update().running_state.clone();
             if let Err(fatal) = running
-                && !self.0.closing.is_cancelled()
+                && !self.0.tasks.closing.is_cancelled()
             {
                 return fatal.to_string();
             }
             tokio::select! {
-                () = self.0.closing.cancelled() => std::future::pending().await,
+                () = self.0.tasks.closing.cancelled() => std::future::pending().await,
                 changed = metrics.changed() => {
-                    if changed.is_err() && !self.0.closing.is_cancelled() {
+                    if changed.is_err() && !self.0.tasks.closing.is_cancelled() {
                         return "Raft has stopped".to_owned();
                     }
                 }
+                // Its sender is in `self`.
+                _ = tasks.changed() => {}
                 // The log closes only at shutdown; until then a change is looked at above.
                 changed = log.changed() => if changed.is_err() {
                     std::future::pending().await
@@ -644,8 +650,8 @@ impl Raft {
             return;
         }
         // Peers first: nothing new comes in.
-        self.0.closing.cancel();
-        wait(&self.0.tasks, "connections").await;
+        self.0.tasks.closing.cancel();
+        wait(&self.0.tasks.tracker, "connections").await;
         if let Err(error) = self.0.services.core.shutdown().await {
             tracing::error!(%error, "stopping Raft failed");
         }

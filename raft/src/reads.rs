@@ -17,9 +17,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::figures::{Probe, count, seconds};
+use crate::{
+    figures::{Probe, count, seconds},
+    tasks::Tasks,
+};
 
 /// Readers that may wait; more get `Busy`.
 const MAX_WAITING: usize = 65_536;
@@ -50,18 +52,13 @@ impl ReadBatcher {
         probe: impl Fn() -> F + Send + Sync + 'static,
         limit: Duration,
         figures: &'static Probe,
-        tasks: &TaskTracker,
-        closing: CancellationToken,
+        tasks: &Tasks,
     ) -> Self
     where
-        F: Future<Output = Answer> + Send,
+        F: Future<Output = Answer> + Send + 'static,
     {
         let (tx, rx) = mpsc::channel(MAX_WAITING);
-        tasks.spawn(async move {
-            closing
-                .run_until_cancelled(run(rx, probe, limit, figures))
-                .await
-        });
+        tasks.vital("read indexes", run(rx, probe, limit, figures));
         Self(tx)
     }
 
@@ -127,8 +124,7 @@ mod tests {
             },
             Duration::from_secs(5),
             &crate::figures::figures().quorum_probe,
-            &TaskTracker::new(),
-            CancellationToken::new(),
+            &Tasks::default(),
         );
         let reader = || {
             let batcher = batcher.clone();
@@ -158,8 +154,7 @@ mod tests {
             std::future::pending::<Answer>,
             Duration::from_millis(50),
             &crate::figures::figures().quorum_probe,
-            &TaskTracker::new(),
-            CancellationToken::new(),
+            &Tasks::default(),
         );
         assert_eq!(batcher.read().await, Err(ProbeError::NoQuorum));
     }

@@ -117,6 +117,8 @@ fn open_error(path: &Path, source: rocksdb::Error) -> OpenError {
 pub struct DatabaseSize {
     /// Table files on disk, bytes.
     pub files: u64,
+    /// Write-ahead log on disk, bytes.
+    pub wal: u64,
     /// Written and not in table files yet, bytes of memory.
     pub memory: u64,
     /// Keys, as RocksDB estimates them.
@@ -134,9 +136,25 @@ pub(crate) fn size(kind: Kind, db: &DB) -> DatabaseSize {
     };
     DatabaseSize {
         files: sum("rocksdb.total-sst-files-size"),
+        wal: wal_size(db.path()),
         memory: sum("rocksdb.cur-size-all-mem-tables"),
         keys: sum("rocksdb.estimate-num-keys"),
     }
+}
+
+/// RocksDB has no figure for it. A file that goes away meanwhile counts no more.
+fn wal_size(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            entry
+                .path()
+                .extension()
+                .is_some_and(|ending| ending == "log")
+        })
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|found| found.len())
+        .sum()
 }
 
 /// What an operator can do about an error of RocksDB's, to be put behind its text.

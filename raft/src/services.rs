@@ -15,7 +15,6 @@ use openraft::{
     async_runtime::WatchReceiver as _,
     errors::{LinearizableReadError, RaftError},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     autopilot::Tracker,
@@ -27,6 +26,7 @@ use crate::{
     reads::{ProbeError, ReadBatcher},
     reconcile,
     start::Timing,
+    tasks::Tasks,
     types::{Core, Metrics, PeerInfo},
     vitals::{Health, Vitals},
 };
@@ -60,8 +60,7 @@ impl Services {
         core: Core,
         links: Option<Arc<Links>>,
         timing: Timing,
-        tasks: &TaskTracker,
-        closing: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let limit = timing.election_max;
         let own = core.clone();
@@ -70,7 +69,6 @@ impl Services {
             limit,
             &figures().quorum_probe,
             tasks,
-            closing.clone(),
         );
         let (theirs, dial) = (core.clone(), links.clone());
         let follower_reads = ReadBatcher::spawn(
@@ -78,7 +76,6 @@ impl Services {
             limit,
             &figures().leader_probe,
             tasks,
-            closing.clone(),
         );
         Self {
             raft_id,

@@ -16,7 +16,7 @@ use std::{
 use openraft::{SnapshotPolicy, async_runtime::WatchReceiver as _};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     compaction,
@@ -31,6 +31,7 @@ use crate::{
     state::{Machine, State},
     stores::Stores,
     suspect::Suspicion,
+    tasks::Tasks,
     types::{Core, PeerInfo},
     watchdog::Watchdog,
 };
@@ -118,7 +119,7 @@ pub(crate) async fn start(
         }
     };
     let raft_id = options.identity.raft_id;
-    let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
+    let tasks = Tasks::default();
     let directory = Arc::<Directory>::default();
     let dialer = transport.as_ref().map(|transport| {
         Arc::new(Dialer::new(
@@ -133,7 +134,7 @@ pub(crate) async fn start(
             raft_id,
             dialer,
             timing.election_max,
-            closing.clone(),
+            tasks.closing.clone(),
             Arc::clone(&stores.state.counters),
         ))
     });
@@ -153,11 +154,10 @@ pub(crate) async fn start(
             return Err(StartError::Raft(fatal.to_string()));
         }
     };
-    let services = Services::new(raft_id, core, links, timing, &tasks, &closing);
-    let suspicion = dialer.clone().map(|dialer| {
-        let (tasks, closing) = (tasks.clone(), closing.clone());
-        Arc::new(Suspicion::new(services.clone(), dialer, tasks, closing))
-    });
+    let services = Services::new(raft_id, core, links, timing, &tasks);
+    let suspicion = dialer
+        .clone()
+        .map(|dialer| Arc::new(Suspicion::new(services.clone(), dialer, tasks.clone())));
     let (role, leader_since_ms) = (watch::Sender::new(Role::default()), Arc::default());
     let stamps = Arc::<Stamps>::default();
     let raft = Raft(Arc::new(Inner {
@@ -172,7 +172,6 @@ pub(crate) async fn start(
         in_flight: Arc::new(Semaphore::new(ADMISSION)),
         tasks: tasks.clone(),
         users,
-        closing: closing.clone(),
         lock: Mutex::new(Some(stores.lock)),
         closed: tokio::sync::Mutex::new(false),
     }));
@@ -186,14 +185,11 @@ pub(crate) async fn start(
     };
     // Before the first connection is accepted: a member must not be taken for a stranger.
     follow.take();
-    spawn(&tasks, &closing, follow.run());
+    tasks.vital("role", follow.run());
     let pace = raft.0.options.pace;
-    spawn(
-        &tasks,
-        &closing,
-        reconcile::run(services.clone(), raft.watch(), pace),
-    );
-    spawn(&tasks, &closing, standing::run(services.clone()));
+    let reconcile = reconcile::run(services.clone(), raft.watch(), pace);
+    tasks.vital("autopilot", reconcile);
+    tasks.vital("standing for election", standing::run(services.clone()));
     let watchdog = Watchdog {
         services: services.clone(),
         state: raft.state(),
@@ -201,14 +197,14 @@ pub(crate) async fn start(
         dir: raft.0.log.path().to_owned(),
         reserve: raft.0.options.min_free_disk,
     };
-    spawn(&tasks, &closing, watchdog.run());
+    tasks.vital("watchdog", watchdog.run());
     let compaction = compaction::run(
         services.clone(),
         raft.state(),
         raft.0.log.clone(),
         raft.0.options.snapshots,
     );
-    spawn(&tasks, &closing, compaction);
+    tasks.vital("snapshots and purge", compaction);
     if let (Some(transport), Some(suspicion)) = (transport, suspicion) {
         let server = Server {
             identity: raft.0.options.identity.clone(),
@@ -219,7 +215,6 @@ pub(crate) async fn start(
             acceptor: TlsAcceptor::from(transport.server_tls),
             streams: transport.streams,
             step: timing.step(),
-            closing,
             tasks,
             newest: Mutex::default(),
             snapshots: Receiver {
@@ -233,15 +228,6 @@ pub(crate) async fn start(
     }
     elect_at_once_if_alone(&services, raft_id).await;
     Ok(raft)
-}
-
-fn spawn(
-    tasks: &TaskTracker,
-    closing: &CancellationToken,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    let closing = closing.clone();
-    tasks.spawn(async move { closing.run_until_cancelled(task).await });
 }
 
 /// The only voter has nobody to wait for.

@@ -25,12 +25,12 @@ use std::{
 
 use openraft::raft::TransferLeaderRequest;
 use tokio::time::{Instant, sleep};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     net::{Dialer, Probe},
     services::Services,
     standing,
+    tasks::Tasks,
     types::Vote,
 };
 
@@ -43,24 +43,17 @@ const STAGGER: Duration = Duration::from_millis(15);
 pub(crate) struct Suspicion {
     services: Services,
     dialer: Arc<Dialer>,
-    tasks: TaskTracker,
-    closing: CancellationToken,
+    tasks: Tasks,
     /// One look at a time.
     looking: AtomicBool,
 }
 
 impl Suspicion {
-    pub(crate) fn new(
-        services: Services,
-        dialer: Arc<Dialer>,
-        tasks: TaskTracker,
-        closing: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(services: Services, dialer: Arc<Dialer>, tasks: Tasks) -> Self {
         Self {
             services,
             dialer,
             tasks,
-            closing,
             looking: AtomicBool::new(false),
         }
     }
@@ -73,11 +66,9 @@ impl Suspicion {
         {
             return;
         }
-        let (suspicion, closing) = (Arc::clone(self), self.closing.clone());
-        self.tasks.spawn(async move {
-            closing
-                .run_until_cancelled(suspicion.look_into(from, vote))
-                .await;
+        let suspicion = Arc::clone(self);
+        self.tasks.vital("suspicion", async move {
+            suspicion.look_into(from, vote).await;
             suspicion.looking.store(false, Ordering::Relaxed);
         });
     }

@@ -29,7 +29,6 @@ use tokio::sync::SemaphorePermit;
 use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
-pub use self::limits::Limits;
 use self::{
     error::ApiError,
     here::Here,
@@ -37,6 +36,7 @@ use self::{
     request::{ApiRequest, Behind, Wanted},
     response::{Answer, Reply},
 };
+pub use self::{limits::Limits, snapshot::drain};
 pub use crate::sys::metrics::MetricsAccess;
 use crate::{
     core::Core,

@@ -53,7 +53,7 @@ impl Server {
                 let mut body = Watched { body: Some(body) };
                 let outcome = self.restore(force, head, &mut body, until).await;
                 if outcome.is_err() {
-                    body.drain().await;
+                    drain(&mut body.take()).await;
                 }
                 outcome
             }
@@ -123,20 +123,19 @@ impl Watched {
     fn take(&mut self) -> Body {
         self.body.take().unwrap_or_else(Body::empty)
     }
+}
 
-    /// Takes a bounded part of a body that nobody wants.
-    async fn drain(&mut self) {
-        let mut body = self.take();
-        let drain = async {
-            let mut taken = 0;
-            while let Some(Ok(frame)) = body.frame().await {
-                taken += frame.data_ref().map_or(0, bytes::Bytes::len);
-                if taken > DRAIN_BYTES {
-                    return;
-                }
+/// Takes a bounded part of the body of a restore that nobody wants, so that its sender comes to read the answer.
+pub async fn drain(body: &mut Body) {
+    let drain = async {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, bytes::Bytes::len);
+            if taken > DRAIN_BYTES {
+                return;
             }
-        };
-        // A slow client does not see the answer.
-        let _ = tokio::time::timeout(DRAIN_TIME, drain).await;
-    }
+        }
+    };
+    // A slow client does not see the answer.
+    let _ = tokio::time::timeout(DRAIN_TIME, drain).await;
 }

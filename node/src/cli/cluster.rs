@@ -293,6 +293,10 @@ fn state_text(state: &Value) -> String {
             line(3, &name, "");
         }
     }
+    let optimistic = field("optimistic_failure_tolerance");
+    if !matches!(optimistic.as_str(), "" | "0") {
+        line(0, "Optimistic Failure Tolerance", &optimistic);
+    }
     let zones = state.get("redundancy_zones").and_then(Value::as_object);
     if let Some(zones) = zones {
         line(0, "Redundancy Zones:", "");

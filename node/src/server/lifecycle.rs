@@ -28,7 +28,7 @@ use strongroom_raft::{Identity, Next, PeerInfo, Raft, Stores, Transport};
 use strongroom_seal::keyring::Keyring;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +54,8 @@ pub(crate) enum FatalError {
     DataDirectory { dir: PathBuf, why: String },
     #[error("storage failed: {0}")]
     Storage(String),
+    #[error("{0} panicked; the node cannot do without it")]
+    Task(&'static str),
 }
 
 /// First and longest pause between attempts to unseal or to join.
@@ -653,6 +655,7 @@ async fn run(
         () = stop.cancelled() => Ok(Stage::Stopped),
         () = refuse(orders) => Ok(Stage::Stopped),
         why = running.raft.fatal() => Err(FatalError::Storage(why)),
+        name = running.task_died() => Err(FatalError::Task(name)),
         why = running.raft.removed() => {
             shut_down(&running).await;
             Ok(Stage::Removed { bundle: Box::new(bundle), why })
@@ -836,6 +839,7 @@ async fn start(
         between: AtomicBool::new(false),
         paused: AtomicBool::new(false),
         trouble: ArcSwapOption::empty(),
+        died: watch::Sender::default(),
         saves: Arc::new(Semaphore::new(save::AT_ONCE)),
     });
     let node = Arc::new(NodePort(Arc::clone(shared)));
@@ -843,19 +847,13 @@ async fn start(
         strongroom_api::forwarded_router(node, super::forwarded_settings(config, &shared.limits));
     tokio::spawn(forward::serve(incoming, router));
     let serve = serving::keep(Arc::clone(shared), Arc::clone(&running), keyring);
-    tokio::spawn(stop.clone().run_until_cancelled_owned(serve));
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(restore::tidy(Arc::clone(shared), Arc::clone(&running))),
-    );
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(auto::run(Arc::clone(shared), Arc::clone(&running))),
-    );
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(autopilot::follow_settings(Arc::clone(&running))),
-    );
+    running.vital("serving", stop, serve);
+    let tidy = restore::tidy(Arc::clone(shared), Arc::clone(&running));
+    running.vital("clearing up after restores", stop, tidy);
+    let snapshots = auto::run(Arc::clone(shared), Arc::clone(&running));
+    running.vital("snapshots on a schedule", stop, snapshots);
+    let settings = autopilot::follow_settings(Arc::clone(&running));
+    running.vital("autopilot's settings", stop, settings);
     Ok(running)
 }
 

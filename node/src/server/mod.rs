@@ -43,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     bundle::SealBundle,
+    lifecycle::FatalError,
     listen::ReloadableCert,
     node::{NodePort, Phase, Shared},
 };
@@ -59,6 +60,8 @@ const LARGEST_BODY: usize = 1 << 30;
 const MIN_WORKERS: usize = 4;
 /// Open requests get this long to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(15);
+/// The same, when there is nothing left that could answer them.
+const FATAL_DRAIN: Duration = Duration::from_secs(1);
 
 /// Runs a node until a signal ends it. 0: stopped as told; 1: could not start or cannot go on.
 pub(crate) fn run(config: Config) -> ExitCode {
@@ -133,14 +136,26 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
 
     let stop = CancellationToken::new();
     let signals = tokio::spawn(watch_signals(stop.clone(), certificates));
-    let outcome = lifecycle::drive(Arc::clone(&shared), incoming_orders, stop.clone()).await;
+    let outcome = tokio::select! {
+        outcome = lifecycle::drive(Arc::clone(&shared), incoming_orders, stop.clone()) => outcome,
+        // They end when they are told to, below.
+        Some(_) = clients.join_next() => Err(FatalError::Task("a listener")),
+    };
     stop.cancel();
-    if outcome.is_ok() {
-        lifecycle::leave(&shared).await;
-    }
+    let drain = match &outcome {
+        Ok(()) => {
+            lifecycle::leave(&shared).await;
+            DRAIN
+        }
+        Err(error) => {
+            // Now: a disk that hangs can hold up the rest.
+            tracing::error!(error = %chain(error), "the node cannot go on and stops");
+            FATAL_DRAIN
+        }
+    };
     // Clients learn first; a new leader has been chosen by now if this node led.
     stop_clients.cancel();
-    let drained = tokio::time::timeout(DRAIN, async {
+    let drained = tokio::time::timeout(drain, async {
         while clients.join_next().await.is_some() {}
     });
     if drained.await.is_err() {

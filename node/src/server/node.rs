@@ -1,6 +1,7 @@
 //! The node as the API sees it: what phase it is in, who leads, and the hand-over of init and join to the lifecycle.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,6 +12,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use strongroom_api::{
     Limits,
     autopilot::AutopilotConfig,
@@ -26,7 +28,8 @@ use strongroom_seal::{
     config::SealConfig,
     hsm::{Health, Hsm},
 };
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     VERSION, autopilot,
@@ -72,11 +75,44 @@ pub(crate) struct Running {
     pub(crate) paused: AtomicBool,
     /// Why the keys of restored data do not open.
     pub(crate) trouble: ArcSwapOption<String>,
+    /// The task that this node cannot do without and that has panicked.
+    pub(crate) died: watch::Sender<Option<&'static str>>,
     /// One permit for each snapshot that may be taken at the same time.
     pub(crate) saves: Arc<Semaphore>,
 }
 
 impl Running {
+    /// Runs `task` until `stop`; its panic ends the node ([`Running::task_died`]).
+    pub(crate) fn vital(
+        self: &Arc<Self>,
+        name: &'static str,
+        stop: &CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (running, stop) = (Arc::clone(self), stop.clone());
+        tokio::spawn(async move {
+            let guarded = AssertUnwindSafe(task).catch_unwind();
+            // The panic's own text went to standard error.
+            if let Some(Err(_panic)) = stop.run_until_cancelled(guarded).await {
+                running.died.send_replace(Some(name));
+            }
+        });
+    }
+
+    /// Resolves when a task that this node cannot do without has panicked, with its name.
+    pub(crate) async fn task_died(&self) -> &'static str {
+        let mut died = self.died.subscribe();
+        loop {
+            if let Some(name) = *died.borrow_and_update() {
+                return name;
+            }
+            if died.changed().await.is_err() {
+                // The sender is in `self`.
+                std::future::pending().await
+            }
+        }
+    }
+
     /// What the API works on; `None` while there is nothing that fits the data.
     pub(crate) fn core(&self) -> Option<Arc<Core>> {
         if self.paused.load(Ordering::Acquire) {

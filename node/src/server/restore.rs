@@ -23,7 +23,10 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
-use strongroom_api::ports::{SnapshotError, Stream};
+use strongroom_api::{
+    drain,
+    ports::{SnapshotError, Stream},
+};
 use strongroom_raft::{Command, Op, ProposeError, Raft, RestoreStep, RowSum};
 use strongroom_seal::{
     barrier::core_key,
@@ -344,12 +347,16 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// Spools an upload in the data directory and verifies it.
     pub(crate) async fn receive(
-        upload: Stream,
+        mut upload: Stream,
         storage: &RaftStorage,
     ) -> Result<Self, SnapshotError> {
         let (dir, reserve) = (storage.path.clone(), storage.disk_reserve);
         let room = move || strongroom_raft::room_above_reserve(&dir, reserve);
-        let file = spool(upload, &storage.path, room).await?;
+        let spooled = spool(&mut upload, &storage.path, room).await;
+        if spooled.is_err() {
+            drain(&mut upload).await;
+        }
+        let file = spooled?;
         tokio::task::spawn_blocking(move || Self::verify(file))
             .await
             .map_err(|error| unavailable(error.to_string()))?
@@ -467,7 +474,7 @@ fn spool_error(error: io::Error) -> SnapshotError {
 /// Writes an upload to a file that has no name, so that nothing is left of it whatever happens. `room`: bytes that may
 /// still be written.
 async fn spool(
-    mut upload: Stream,
+    upload: &mut Stream,
     dir: &Path,
     room: impl Fn() -> io::Result<u64> + Clone + Send + 'static,
 ) -> Result<File, SnapshotError> {
@@ -594,21 +601,21 @@ mod tests {
     async fn an_upload_stops_where_the_reserve_begins() {
         let dir = tempfile::tempdir().unwrap();
         let (looks, room) = disk(12 << 20);
-        let refused = spool(upload(64), dir.path(), room).await.unwrap_err();
+        let refused = spool(&mut upload(64), dir.path(), room).await.unwrap_err();
         assert!(matches!(refused, SnapshotError::NoRoom(_)), "{refused}");
         assert!(refused.to_string().contains("disk_reserve"), "{refused}");
         assert_eq!(looks.load(Ordering::SeqCst), 4, "three times 4 MiB fit");
         // What says how long it is, is not taken at all.
-        let whole = Stream::from(vec![7; 13 << 20]);
+        let mut whole = Stream::from(vec![7; 13 << 20]);
         let (looks, room) = disk(12 << 20);
-        let refused = spool(whole, dir.path(), room).await.unwrap_err();
+        let refused = spool(&mut whole, dir.path(), room).await.unwrap_err();
         assert!(matches!(refused, SnapshotError::NoRoom(_)), "{refused}");
         assert_eq!(looks.load(Ordering::SeqCst), 1);
         // Nothing is left of either.
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 
         let (_, room) = disk(64 << 20);
-        let file = spool(upload(12), dir.path(), room).await.unwrap();
+        let file = spool(&mut upload(12), dir.path(), room).await.unwrap();
         assert_eq!(file.metadata().unwrap().len(), 12 << 20);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

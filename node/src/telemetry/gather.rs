@@ -231,6 +231,12 @@ fn raft(gauges: &mut Gauges, running: &Running) {
             "Table files of a database",
         );
         gauges.add(
+            "strongroom.rocksdb_wal_bytes",
+            &labels,
+            float(size.wal),
+            "Write-ahead log of a database",
+        );
+        gauges.add(
             "strongroom.rocksdb_memory_bytes",
             &labels,
             float(size.memory),

@@ -10,6 +10,7 @@
 
 use std::{
     io,
+    panic::AssertUnwindSafe,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::JoinHandle,
     time::Instant,
@@ -66,6 +67,21 @@ struct Shared {
     progress: watch::Sender<Progress>,
 }
 
+impl Shared {
+    /// From here on nothing is durable any more.
+    fn fail(&self, why: &str) {
+        tracing::error!("{why}");
+        self.progress
+            .send_modify(|progress| progress.failed = Some(why.to_owned()));
+        let waiters = {
+            let mut queue = lock(&self.queue);
+            queue.stop = true;
+            std::mem::take(&mut queue.waiters)
+        };
+        complete_all(waiters, Some(why));
+    }
+}
+
 /// Handle of the flusher thread.
 pub(crate) struct Flusher {
     shared: Arc<Shared>,
@@ -91,7 +107,13 @@ impl Flusher {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("raft-flush".to_owned())
-            .spawn(move || run(&theirs, sync, &witness, &times))?;
+            .spawn(move || {
+                let guarded = AssertUnwindSafe(|| run(&theirs, sync, &witness, &times));
+                if std::panic::catch_unwind(guarded).is_err() {
+                    // Nobody would be told that its entries are durable, for ever.
+                    theirs.fail("the thread that syncs the Raft log panicked");
+                }
+            })?;
         Ok(Self {
             shared,
             thread: Mutex::new(Some(thread)),
@@ -257,6 +279,22 @@ mod tests {
         let (_, said) = Witness::open(dir.path()).unwrap();
         assert_eq!(said, super::super::witness::Testimony::AtLeast(9));
         drop(syncs);
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_syncing_is_told_and_nobody_waits_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (witness, _) = Witness::open(dir.path()).unwrap();
+        let sync = Box::new(|| panic!("ordered by the test"));
+        let flusher = Flusher::start(sync, witness, 0, Arc::default()).unwrap();
+        let (mut progress, waiting) = (flusher.progress(), flusher.sync(1));
+        let failed = progress.wait_for(|p| p.failed.is_some()).await;
+        let failed = failed.unwrap().failed.clone().unwrap();
+        assert!(failed.contains("panicked"), "{failed}");
+        // Taken by the thread or not, whoever waits is told.
+        assert!(!matches!(waiting.await, Ok(Ok(()))));
+        assert!(flusher.sync(2).await.unwrap().is_err());
+        flusher.stop();
     }
 
     #[tokio::test]

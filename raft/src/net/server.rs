@@ -27,7 +27,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
-use tokio_util::{codec::Framed, sync::CancellationToken, task::TaskTracker};
+use tokio_util::{codec::Framed, sync::CancellationToken};
 
 use super::{
     frame::{FIRST, Frame, FrameCodec, Kind},
@@ -44,6 +44,7 @@ use crate::{
     raft::Raft,
     services::Services,
     suspect::Suspicion,
+    tasks::Tasks,
     types::{AppendRequest, AppendResult, Core, TypeConfig},
     vitals::Room,
 };
@@ -82,8 +83,7 @@ pub(crate) struct Server {
     pub(crate) streams: HashMap<&'static str, mpsc::Sender<IncomingStream>>,
     /// For each step of a handshake, and for an answer to be taken.
     pub(crate) step: Duration,
-    pub(crate) closing: CancellationToken,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     /// The connection that each peer uses now, by purpose.
     pub(crate) newest: Mutex<HashMap<(u64, u32), CancellationToken>>,
     pub(crate) snapshots: Receiver,
@@ -98,13 +98,12 @@ impl Server {
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         for listener in listeners {
-            let (server, closing) = (Arc::clone(&server), server.closing.clone());
-            let (handshakes, connections) = (Arc::clone(&handshakes), Arc::clone(&connections));
-            server.tasks.clone().spawn(async move {
-                closing
-                    .run_until_cancelled(server.accept(listener, handshakes, connections))
-                    .await
-            });
+            let accepting = Arc::clone(&server).accept(
+                listener,
+                Arc::clone(&handshakes),
+                Arc::clone(&connections),
+            );
+            server.tasks.vital("cluster port", accepting);
         }
     }
 
@@ -125,10 +124,8 @@ impl Server {
             match listener.accept().await {
                 Ok((tcp, _)) => {
                     let server = Arc::clone(&self);
-                    let closing = self.closing.clone();
-                    self.tasks.spawn(async move {
-                        let serving = Box::pin(server.handle(tcp, handshake));
-                        if let Some(Err(error)) = closing.run_until_cancelled(serving).await {
+                    self.tasks.passing(async move {
+                        if let Err(error) = Box::pin(server.handle(tcp, handshake)).await {
                             tracing::debug!(%error, "a connection on the cluster port ended");
                         }
                         drop(connection);

@@ -28,7 +28,7 @@ pub type CheckpointRow = (Box<[u8]>, u64, Vec<u8>);
 /// See the module's description. Its files go when it is dropped.
 pub struct Checkpoint {
     dir: PathBuf,
-    /// `None` only while it is dropped.
+    /// `None` only while it is made or dropped.
     db: Option<DB>,
     position: Position,
 }
@@ -111,13 +111,16 @@ impl State {
         checkpoint::Checkpoint::new(&*self.db()?)
             .and_then(|checkpoint| checkpoint.create_checkpoint_with_log_size(&dir, 0))
             .map_err(io::Error::other)?;
-        let db = rocks::open_read_only(Kind::State, &dir).map_err(io::Error::other)?;
-        let position = read_position(&db)?;
-        Ok(Checkpoint {
+        // From here on the files go with this, also after an error.
+        let mut held = Checkpoint {
             dir,
-            db: Some(db),
-            position,
-        })
+            db: None,
+            position: Position::default(),
+        };
+        let db = rocks::open_read_only(Kind::State, &held.dir).map_err(io::Error::other)?;
+        held.position = read_position(&db)?;
+        held.db = Some(db);
+        Ok(held)
     }
 }
 

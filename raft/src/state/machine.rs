@@ -6,9 +6,9 @@
 //!   refused or, worse, would serve older data than it had served before.
 //! - A reply is sent after the batch is visible.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use openraft::{
     EntryPayload, OptionalSend,
     storage::{EntryResponder, RaftStateMachine},
@@ -55,6 +55,24 @@ impl Machine {
     pub(crate) fn tracked(mut self, users: &TaskTracker) -> Self {
         self._in_use = Some(users.token());
         self
+    }
+
+    async fn apply_all<S>(&self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = entries.next().await {
+            let item = item?;
+            bytes += size(&item.0.payload);
+            batch.push(item);
+            if batch.len() >= MAX_ENTRIES || bytes >= MAX_BYTES {
+                self.apply_batch(std::mem::take(&mut batch)).await?;
+                bytes = 0;
+            }
+        }
+        self.apply_batch(batch).await
     }
 
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
@@ -134,22 +152,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok((position.applied, position.membership.clone()))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    /// A panic is an error like any other, which ends the node: openraft would notice the end of its worker only when the
+    /// next entry comes.
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while let Some(item) = entries.next().await {
-            let item = item?;
-            bytes += size(&item.0.payload);
-            batch.push(item);
-            if batch.len() >= MAX_ENTRIES || bytes >= MAX_BYTES {
-                self.apply_batch(std::mem::take(&mut batch)).await?;
-                bytes = 0;
-            }
-        }
-        self.apply_batch(batch).await
+        AssertUnwindSafe(self.apply_all(entries))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_panic| Err(io::Error::other("applying log entries panicked")))
     }
 
     /// `force` comes from a start without a snapshot. Otherwise the one is meant that was built before openraft was told:

@@ -393,6 +393,19 @@ async fn outcomes_survive_a_restart_and_so_do_those_of_the_first_layout() {
 }
 
 #[tokio::test]
+async fn a_panic_while_applying_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let mut machine = Machine::new(stores.state(), stores.log.clone());
+    let entries = futures_util::stream::poll_fn(|_| -> std::task::Poll<Option<_>> {
+        panic!("ordered by the test")
+    });
+    let error = machine.apply(entries).await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    stores.close().await;
+}
+
+#[tokio::test]
 async fn a_watched_key_is_told_of_every_write() {
     let dir = tempfile::tempdir().unwrap();
     let stores = Stores::open(dir.path(), &identity(1)).unwrap();

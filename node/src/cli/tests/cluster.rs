@@ -118,7 +118,7 @@ fn autopilots_configuration() {
     );
 }
 
-const STATE: &str = r#"{"data":{"failure_tolerance":1,"healthy":true,"leader":"n1","voters":["n1","n2"],"non_voters":null,"servers":{"n1":{"id":"n1","name":"n1","address":"127.0.0.1:23001","node_status":"alive","last_contact":"0s","last_term":3,"last_index":30,"healthy":true,"stable_since":"2026-11-25T13:05:14.607Z","status":"leader","version":"2.7.2","node_type":"voter"}}}}"#;
+const STATE: &str = r#"{"data":{"failure_tolerance":1,"healthy":true,"leader":"n1","optimistic_failure_tolerance":2,"voters":["n1","n2"],"non_voters":null,"servers":{"n1":{"id":"n1","name":"n1","address":"127.0.0.1:23001","node_status":"alive","last_contact":"0s","last_term":3,"last_index":30,"healthy":true,"stable_since":"2026-11-25T13:05:14.607Z","status":"leader","version":"2.7.2","node_type":"voter"}}}}"#;
 
 #[test]
 fn autopilots_state() {
@@ -130,6 +130,7 @@ fn autopilots_state() {
          Failure Tolerance:               1\n\
          Leader:                          n1\n\
          Voters:\n   n1\n   n2\n\
+         Optimistic Failure Tolerance:    2\n\
          Servers:\n   n1\n\
          \u{20}     Name:              n1\n\
          \u{20}     Address:           127.0.0.1:23001\n\
