@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-/// What stands for "does not lead"; not reached by adding milliseconds.
+/// What stands for "does not lead".
 const RESTS: u64 = u64::MAX;
 
 /// See the module's description.
@@ -36,7 +36,7 @@ impl Default for Stamps {
 impl Stamps {
     /// This node leads, and has applied everything from before: the state's clock stands at `clock_ms`.
     pub(crate) fn lead(&self, clock_ms: u64) {
-        let offset = clock_ms.wrapping_sub(self.elapsed_ms());
+        let offset = offset(clock_ms, self.elapsed_ms());
         self.offset.store(offset, Ordering::Relaxed);
     }
 
@@ -58,11 +58,28 @@ impl Stamps {
     }
 }
 
+/// What to add to `elapsed_ms` for `clock_ms`, to a millisecond: [`RESTS`] is taken.
+fn offset(clock_ms: u64, elapsed_ms: u64) -> u64 {
+    match clock_ms.wrapping_sub(elapsed_ms) {
+        RESTS => 0,
+        offset => offset,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn no_offset_stands_for_rest() {
+        for (clock, elapsed, want) in [(0, 0, 0), (7, 5, 7), (5, 9, 5), (0, 1, 1), (6, 7, 7)] {
+            let offset = offset(clock, elapsed);
+            assert_ne!(offset, RESTS);
+            assert_eq!(offset.wrapping_add(elapsed), want, "{clock} {elapsed}");
+        }
+    }
 
     #[test]
     fn it_goes_on_from_where_the_state_stood_and_rests_when_nobody_leads() {

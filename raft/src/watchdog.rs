@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
     command::{Command, WINDOW_FORMAT},
@@ -46,11 +47,12 @@ impl Watchdog {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut window, mut looks) = (SyncWindow::default(), 0u32);
+        let mut looking = None;
         let mut not_before = Instant::now();
         loop {
             ticks.tick().await;
             self.look_at_backlog();
-            self.look_at_disk().await;
+            self.look_at_disk(&mut looking).await;
             looks += 1;
             if looks < LOOKS {
                 continue;
@@ -139,10 +141,15 @@ impl Watchdog {
         }
     }
 
-    async fn look_at_disk(&self) {
+    /// `looking`: the look that is under way.
+    async fn look_at_disk(&self, looking: &mut Option<JoinHandle<io::Result<(u64, u64)>>>) {
         let dir = self.dir.clone();
-        // A disk that hangs must not hold an async thread.
-        let asked = tokio::task::spawn_blocking(move || disk(&dir)).await;
+        // A disk that hangs must hold neither an async thread nor this task, which gives leadership away because of it.
+        let asked = looking.get_or_insert_with(|| tokio::task::spawn_blocking(move || disk(&dir)));
+        let Ok(asked) = timeout(LOOK, asked).await else {
+            return;
+        };
+        *looking = None;
         let (free, size) = match asked {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
