@@ -20,6 +20,7 @@ use crate::{
     error::OpenError,
     identity::Identity,
     log::LogStore,
+    records,
     state::Machine,
     stores::Stores,
     types::{Entry, LeaderId, Vote, log_id},
@@ -293,6 +294,46 @@ async fn damage_is_refused_or_harmless() {
             "damage to {kind} was never noticed: {outcomes:#?}"
         );
     }
+}
+
+/// RocksDB would read such a file for ever.
+#[tokio::test]
+async fn a_record_of_a_recycled_log_is_refused() {
+    let (dir, good, scratch) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    make(dir.path(), good.path()).await;
+    let mut tried = 0;
+    for file in files(good.path()) {
+        let kind = kind(&file, good.path());
+        let is_log = ["raft/log", "raft/MANIFEST", "state/MANIFEST"].contains(&&*kind);
+        let bytes = fs::read(&file).unwrap();
+        let mut places = records::tests::places(&bytes);
+        if !is_log || places.is_empty() {
+            continue;
+        }
+        // Not every one: some, and the last.
+        places.reverse();
+        for place in places.into_iter().step_by(7) {
+            let mut bytes = bytes.clone();
+            bytes[place + 6] = 5;
+            let copy = scratch.path().join(tried.to_string());
+            copy_dir(good.path(), &copy);
+            fs::write(copy.join(file.strip_prefix(good.path()).unwrap()), &bytes).unwrap();
+            let identity = Identity::load(&copy).unwrap().unwrap();
+            let error = Stores::open(&copy, &identity).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("kind that is never written"),
+                "{kind} {place}: {text}"
+            );
+            assert!(text.contains("rejoins"), "{text}");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 6, "{tried}");
 }
 
 /// `raft/log`, `state/sst`, `raft/MANIFEST`, …

@@ -40,6 +40,7 @@ mod proto;
 mod raft;
 mod reads;
 mod reconcile;
+mod records;
 mod restore;
 mod rocks;
 mod services;

@@ -13,6 +13,7 @@ use crate::{
     error::OpenError,
     identity::Identity,
     keys::{self, CF_KV, CF_KV_B, CF_LOG, CF_META, META_FORMAT},
+    records,
 };
 
 /// Which of the two databases.
@@ -69,6 +70,7 @@ impl Kind {
 
 /// Opens database `kind` at `path`, creating it when there is none.
 pub(crate) fn open(kind: Kind, path: &Path) -> Result<DB, OpenError> {
+    records::check(path)?;
     let mut options = kind.options();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -80,6 +82,7 @@ pub(crate) fn open(kind: Kind, path: &Path) -> Result<DB, OpenError> {
 ///
 /// A family that a newer version has added is missing in an older database.
 pub(crate) fn open_read_only(kind: Kind, path: &Path) -> Result<DB, OpenError> {
+    records::check(path)?;
     let options = kind.options();
     let there = DB::list_cf(&options, path).map_err(|error| open_error(path, error))?;
     let known = kind
