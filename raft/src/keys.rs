@@ -38,6 +38,9 @@ pub(crate) const RECEIVE_DIR: &str = "recv";
 /// The witness file inside [`LOG_DIR`]. RocksDB leaves names it does not know alone.
 pub(crate) const WITNESS_FILE: &str = "DURABLE";
 
+/// Inside [`LOG_DIR`]: this log lacks entries that the node had acknowledged; its text says which. It is never opened again.
+pub(crate) const SET_BACK_FILE: &str = "SET-BACK";
+
 /// Log database: index u64 BE → record.
 pub(crate) const CF_LOG: &str = "log";
 /// State database: opaque key → `mod_index u64 BE | value`.

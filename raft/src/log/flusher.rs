@@ -145,6 +145,11 @@ impl Flusher {
         self.shared.wake.notify_one();
     }
 
+    /// Nothing is durable any more, for a reason that was found elsewhere.
+    pub(crate) fn fail(&self, why: &str) {
+        self.shared.fail(why);
+    }
+
     /// How far the log is durable, now and later.
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.shared.progress.subscribe()

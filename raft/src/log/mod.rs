@@ -7,7 +7,8 @@
 //! - Every write is one batch with a running number; batches reach the WAL in call order, so vote and entries are never
 //!   reordered, and a prefix of the batches is what a crash leaves.
 //! - `append` returns when the entries can be read, before they are synced; the flusher completes its callback after.
-//! - After one failed write or sync nothing is written any more.
+//! - After one failed write or sync, and after a leader has shown that acknowledged entries are gone, nothing is written any
+//!   more.
 //!
 //! Source: openraft `docs/protocol/io_ordering`; Ongaro's dissertation §10.2.1 (the leader writes in parallel).
 
@@ -34,13 +35,13 @@ use tokio::sync::oneshot;
 pub(crate) use self::flusher::{Progress, Sync, lock};
 use self::{flusher::Flusher, recover::Recovered, sizes::Sizes, witness::Witness};
 use crate::{
-    error::OpenError,
+    error::{OpenError, REJOIN},
     fail,
     figures::figures,
     identity::Identity,
     keys::{
         self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_FORMAT, META_PURGED,
-        META_SCANNED, META_VOTE,
+        META_SCANNED, META_VOTE, SET_BACK_FILE,
     },
     proto::{LogIdProto, VoteProto},
     rocks::{self, Kind, cf},
@@ -196,6 +197,21 @@ impl Writer {
     }
 }
 
+/// See [`LogStore::set_back`].
+fn check_not_set_back(path: &Path) -> Result<(), OpenError> {
+    match std::fs::read_to_string(path.join(SET_BACK_FILE)) {
+        Ok(why) => Err(OpenError::Damaged {
+            path: path.to_owned(),
+            why,
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(OpenError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
 impl LogStore {
     /// Opens the log of `identity` in `path`, creating it when there is none.
     pub(crate) fn open(path: &Path, identity: &Identity) -> Result<Self, OpenError> {
@@ -214,6 +230,7 @@ impl LogStore {
             path: path.to_owned(),
             source,
         };
+        check_not_set_back(path)?;
         let db = rocks::open(Kind::Log, path)?;
         let (witness, said) = Witness::open(path).map_err(read)?;
         let claimed = rocks::check_identity(Kind::Log, &db, path, identity)?;
@@ -245,6 +262,23 @@ impl LogStore {
     /// Where the database is.
     pub(crate) fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// The leader has shown that entry `index`, which this node had acknowledged to it, is not there any more. Nothing is
+    /// written behind that, the node ends, and does not start on these data again: its vote would count for what it has lost.
+    pub(crate) fn set_back(&self, index: u64) {
+        if self.0.flusher.progress().borrow().failed.is_some() {
+            return;
+        }
+        let why = format!(
+            "this node has acknowledged entry {index} to the leader and does not have it any more: its disk was set back to an \
+             older state, or does not keep what it has synced"
+        );
+        // Without the mark the next start finds it out anew, as long as that leader leads.
+        if let Err(error) = std::fs::write(self.0.path.join(SET_BACK_FILE), &why) {
+            tracing::error!(%error, "the log could not be marked as set back");
+        }
+        self.0.flusher.fail(&format!("{why}. {REJOIN}"));
     }
 
     /// The last entry's id, or the last purged one's.

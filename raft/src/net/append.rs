@@ -5,19 +5,25 @@
 //! Invariants
 //! - Answers pair with requests by number; those of an abandoned session are skipped.
 //! - At most [`MAX_REQUESTS`] or [`MAX_BYTES`] are under way.
+//! - A conflict at an entry that the member has acknowledged is an error of that member's: openraft's leader would stop, or in
+//!   builds without debug assertions wait for it for ever.
 //! - When requests are under way and nothing arrives for `silence`, the connection is given up.
 
 use std::{
     collections::VecDeque,
     io,
     pin::Pin,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_sink::Sink;
 use futures_util::{FutureExt, Stream, StreamExt};
-use openraft::errors::{NetworkError, RPCError};
+use openraft::{
+    errors::{NetworkError, RPCError, Unreachable},
+    raft::StreamAppendError,
+};
 use prost::Message;
 use tokio::time::{Instant, Sleep};
 
@@ -26,7 +32,10 @@ use super::{
     peer::Connection,
     wire::{Append, AppendReply},
 };
-use crate::types::{AppendRequest, AppendResult, RpcError};
+use crate::{
+    log::lock,
+    types::{AppendRequest, AppendResult, RpcError},
+};
 
 const MAX_REQUESTS: usize = 64;
 const MAX_BYTES: usize = 16 << 20;
@@ -34,9 +43,29 @@ const MAX_BYTES: usize = 16 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// What outlives a session: the connection and the numbering on it.
+/// The last entry that a member has acknowledged, and the term of the leader to which it did.
 #[derive(Default)]
+pub(crate) struct Acked(Mutex<(u64, u64)>);
+
+impl Acked {
+    fn note(&self, term: u64, index: u64) {
+        let mut known = lock(&self.0);
+        *known = (*known).max((term, index));
+    }
+
+    fn covers(&self, term: u64, index: u64) -> bool {
+        let known = *lock(&self.0);
+        known.0 == term && index <= known.1
+    }
+}
+
+/// Why nothing more is sent to a member.
+pub(crate) const SET_BACK: &str = "the node lacks entries that it has acknowledged: its disk was set back, or does not keep what it \
+    has synced; it must be started anew with an empty data directory";
+
+/// What outlives a session: the connection and the numbering on it.
 pub(crate) struct Lane {
+    acked: Arc<Acked>,
     pub(crate) connection: Option<Connection>,
     seq: u64,
     /// Failed attempts to connect in a row.
@@ -44,6 +73,15 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    pub(crate) fn new(acked: Arc<Acked>) -> Self {
+        Self {
+            acked,
+            connection: None,
+            seq: 0,
+            failures: 0,
+        }
+    }
+
     /// A connection for the sessions to come.
     pub(crate) fn connected(&mut self, connection: Connection) {
         self.connection = Some(connection);
@@ -65,6 +103,8 @@ pub(crate) struct Session<'lane, S> {
     input_ended: bool,
     /// Number of the session's first request.
     first: u64,
+    /// Of the leader whose requests these are.
+    term: u64,
     /// Number and size of what is under way.
     under_way: VecDeque<(u64, usize)>,
     bytes: usize,
@@ -85,6 +125,7 @@ where
             input,
             input_ended: false,
             first,
+            term: 0,
             under_way: VecDeque::new(),
             bytes: 0,
             silence,
@@ -108,6 +149,7 @@ where
                 Poll::Ready(None) => self.input_ended = true,
                 Poll::Ready(Some(request)) => {
                     self.lane.seq += 1;
+                    self.term = request.vote.leader_id.term;
                     let seq = self.lane.seq;
                     let body = Append::from(&request).encode_to_vec();
                     if self.under_way.is_empty() {
@@ -199,7 +241,20 @@ where
                 this.ended = true;
                 Poll::Ready(None)
             }
+            Poll::Ready(Some(Ok(Err(StreamAppendError::Conflict(id)))))
+                if this.lane.acked.covers(this.term, id.index) =>
+            {
+                this.ended = true;
+                this.lane.connection = None;
+                tracing::error!(index = id.index, "{SET_BACK}");
+                Poll::Ready(Some(Err(RPCError::Unreachable(Unreachable::from_string(
+                    SET_BACK,
+                )))))
+            }
             Poll::Ready(Some(Ok(answer))) => {
+                if let Ok(Some(id)) = &answer {
+                    this.lane.acked.note(this.term, id.index);
+                }
                 // After a conflict or a higher vote the other side takes nothing more in this session.
                 this.ended = answer.is_err();
                 Poll::Ready(Some(Ok(answer)))

@@ -17,13 +17,14 @@ use openraft::{
         RaftNetworkFactory,
     },
     raft::{
-        SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+        SnapshotResponse, StreamAppendError, TransferLeaderRequest, TransferLeaderResponse,
+        VoteRequest, VoteResponse,
     },
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    append::{Lane, Session},
+    append::{Acked, Lane, SET_BACK, Session},
     control::{CallError, ControlLink, chain},
     peer::{Dialer, Directory},
     snapshot::{SendError, send},
@@ -42,6 +43,8 @@ use crate::{
 pub(crate) struct Links {
     raft_id: u64,
     pub(crate) dialer: Arc<Dialer>,
+    /// What each member has acknowledged, whichever client of openraft's heard it.
+    acked: Mutex<HashMap<u64, Arc<Acked>>>,
     control: Mutex<HashMap<u64, Arc<ControlLink>>>,
     propose: Mutex<HashMap<u64, Arc<ControlLink>>>,
     silence: Duration,
@@ -64,6 +67,7 @@ impl Links {
         Self {
             raft_id,
             dialer,
+            acked: Mutex::default(),
             control: Mutex::default(),
             propose: Mutex::default(),
             silence,
@@ -86,6 +90,10 @@ impl Links {
             id,
             index,
         }
+    }
+
+    fn acked(&self, id: u64) -> Arc<Acked> {
+        Arc::clone(lock(&self.acked).entry(id).or_default())
     }
 
     pub(crate) fn control(&self, id: u64) -> Arc<ControlLink> {
@@ -118,6 +126,7 @@ impl Links {
 
     /// Drops the links to nodes that are no members any more.
     pub(crate) fn retain(&self, directory: &Directory) {
+        lock(&self.acked).retain(|id, _| directory.contains(*id));
         lock(&self.control).retain(|id, _| directory.contains(*id));
         lock(&self.propose).retain(|id, _| directory.contains(*id));
     }
@@ -181,7 +190,9 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, node: &PeerInfo) -> Client {
-        self.client(target, node, LaneKind::Append(Box::default()))
+        let acked = self.0.as_ref().map(|links| links.acked(target));
+        let lane = Lane::new(acked.unwrap_or_default());
+        self.client(target, node, LaneKind::Append(Box::new(lane)))
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &PeerInfo) -> Client {
@@ -235,7 +246,15 @@ impl Client {
         let Reply::Append(reply) = self.call(RPCTypes::AppendEntries, call, option).await? else {
             return Err(wrong_answer());
         };
-        reply.into_result().map_err(|why| network(&why))
+        match reply.into_result() {
+            // What a heartbeat names was acknowledged. Openraft must not hear that it is gone: see `append.rs`.
+            Ok(Err(StreamAppendError::Conflict(id))) => {
+                tracing::error!(node = self.id, index = id.index, "{SET_BACK}");
+                Err(unreachable(SET_BACK))
+            }
+            Ok(result) => Ok(result),
+            Err(why) => Err(network(&why)),
+        }
     }
 }
 

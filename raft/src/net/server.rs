@@ -407,7 +407,11 @@ impl Server {
             AppendEntriesResponse::PartialSuccess(matched) => Ok(matched),
             AppendEntriesResponse::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote)),
             AppendEntriesResponse::Conflict => match prev {
-                Some(prev) => Err(StreamAppendError::Conflict(prev)),
+                // A heartbeat names what this node has acknowledged to this very leader.
+                Some(prev) => {
+                    self.raft.0.log.set_back(prev.index);
+                    Err(StreamAppendError::Conflict(prev))
+                }
                 None => return Err("a conflict with nothing".to_owned()),
             },
         };
