@@ -15,6 +15,7 @@
     )
 )]
 
+pub mod alarm;
 pub mod autopilot;
 pub mod core;
 pub mod duration;
@@ -30,7 +31,7 @@ use zeroize::Zeroizing;
 
 use self::ports::{Barrier, BarrierError, SealWrap, StoredBatch};
 pub use self::{
-    http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, drain, forwarded_router, router},
+    http::{HttpSettings, Limits, MetricsAccess, NOT_LEADER, Payload, RequestBody, Service, drain},
     sys::snapshot_auto,
 };
 

@@ -7,10 +7,18 @@
 //! - Nothing here names `raft` or `seal`: this crate depends on neither.
 //! - A [`Store`] sees only ciphertext and encrypted names; a [`Barrier`] never does input or output.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Empty, StreamBody, combinators::UnsyncBoxBody};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -558,8 +566,55 @@ pub enum MetricsFormat {
     Prometheus,
 }
 
-/// Bytes of any length on their way, such as a snapshot.
-pub type Stream = axum::body::Body;
+/// Any error, as bodies have it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Bytes of any length on their way, such as a snapshot: a body of HTTP, whatever gives it.
+#[derive(Debug)]
+pub struct Stream(UnsyncBoxBody<Bytes, BoxError>);
+
+impl Stream {
+    /// What `body` gives.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        Self(body.map_err(Into::into).boxed_unsync())
+    }
+
+    /// The chunks of `stream`, one after the other.
+    pub fn from_stream<E: Into<BoxError>>(
+        stream: impl futures_util::Stream<Item = Result<Bytes, E>> + Send + 'static,
+    ) -> Self {
+        Self::new(StreamBody::new(stream.map_ok(Frame::data)))
+    }
+
+    /// Nothing.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::new(Empty::new())
+    }
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
 
 /// Why a snapshot was not taken or not restored.
 #[derive(Debug, thiserror::Error)]

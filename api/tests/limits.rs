@@ -11,7 +11,7 @@ mod support;
 use std::time::Duration;
 
 use bytes::Bytes;
-use strongroom_api::{HttpSettings, Limits, MetricsAccess, router};
+use strongroom_api::{HttpSettings, Limits, MetricsAccess, Service, ports::Stream};
 use support::{Answer, Cluster, Fault, request, settings};
 
 const MOUNT: &str = r#"{"type":"kv"}"#;
@@ -24,7 +24,7 @@ async fn requests_are_bounded_but_health_always_answers() {
         max_request_duration: Duration::from_secs(5),
         ..settings()
     };
-    let service = router(nodes[0].port(), settings);
+    let service = Service::for_clients(nodes[0].port(), settings);
     let mut held = Vec::new();
     for _ in 0..2 {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
@@ -34,13 +34,16 @@ async fn requests_are_bounded_but_health_always_answers() {
         });
         let asked = http::Request::put("/v1/sys/mounts/kv")
             .header("x-vault-token", &token)
-            .body(axum::body::Body::from_stream(stream))
+            .body(Stream::from_stream(stream))
             .unwrap();
-        let answer = tokio::spawn(tower::ServiceExt::oneshot(service.clone(), asked));
+        let answer = tokio::spawn({
+            let service = service.clone();
+            async move { service.answer(asked).await }
+        });
         held.push((sender, answer));
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let refused = Answer::of(service.clone(), request("GET", "sys/mounts", &token, "")).await;
+    let refused = Answer::of(&service, request("GET", "sys/mounts", &token, "")).await;
     assert_eq!(refused.code(), 503, "{refused:?}");
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(
@@ -48,14 +51,14 @@ async fn requests_are_bounded_but_health_always_answers() {
         "too many requests are under way; try again"
     );
     for path in ["sys/health", "sys/seal-status", "sys/leader", "sys/metrics"] {
-        let answer = Answer::of(service.clone(), request("GET", path, &token, "")).await;
+        let answer = Answer::of(&service, request("GET", path, &token, "")).await;
         assert_eq!(answer.code(), 200, "{path}: {answer:?}");
     }
     for (sender, answer) in held {
         drop(sender);
-        answer.await.unwrap().unwrap();
+        answer.await.unwrap();
     }
-    let answer = Answer::of(service, request("GET", "sys/mounts", &token, "")).await;
+    let answer = Answer::of(&service, request("GET", "sys/mounts", &token, "")).await;
     assert_eq!(answer.code(), 200, "a place is given back");
 }
 
@@ -98,7 +101,7 @@ async fn figures_are_for_those_who_may() {
             metrics: access,
             ..settings()
         };
-        router(nodes[1].port(), settings)
+        Service::for_clients(nodes[1].port(), settings)
     };
     let ask =
         |method: &str, token: &str| request(method, "sys/metrics?format=prometheus", token, "");
@@ -110,7 +113,7 @@ async fn figures_are_for_those_who_may() {
         (MetricsAccess::Everybody, "GET", "", 200),
         (MetricsAccess::Nobody, "GET", token.as_str(), 404),
     ] {
-        let answer = Answer::of(on(access), ask(method, token)).await;
+        let answer = Answer::of(&on(access), ask(method, token)).await;
         assert_eq!(
             answer.code(),
             status,
@@ -119,7 +122,7 @@ async fn figures_are_for_those_who_may() {
     }
     // Without a leader they are needed most.
     cluster.set_leader(None);
-    let answer = Answer::of(on(MetricsAccess::Token), ask("GET", &token)).await;
+    let answer = Answer::of(&on(MetricsAccess::Token), ask("GET", &token)).await;
     assert_eq!(answer.code(), 200, "{answer:?}");
 }
 

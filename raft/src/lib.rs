@@ -55,6 +55,7 @@ mod transfer;
 mod types;
 mod vitals;
 mod watchdog;
+mod writes;
 
 pub use crate::{
     autopilot::{AutopilotStatus, ServerHealth},

@@ -19,7 +19,6 @@ use std::{
 use openraft::{
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, ForwardReason, InitializeError as CoreInitializeError, RaftError},
-    impls::OneshotResponder,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -54,6 +53,7 @@ use crate::{
     transfer::transfer,
     types::{Encoded, Metrics, PeerInfo},
     vitals::{Refusal, Room},
+    writes::{Stopped, Ticket, WriteBatcher},
 };
 
 /// Bytes of commands proposed here that may wait for their outcome; beyond that proposals get `Busy`.
@@ -200,6 +200,7 @@ pub(crate) struct Inner {
     pub(crate) leader_since_ms: Arc<AtomicU64>,
     pub(crate) stamps: Arc<Stamps>,
     pub(crate) in_flight: Arc<Semaphore>,
+    pub(crate) writes: WriteBatcher,
     pub(crate) tasks: Tasks,
     /// openraft's part of the stores' users.
     pub(crate) users: TaskTracker,
@@ -323,24 +324,18 @@ impl Raft {
         admitted: &mut Option<OwnedSemaphorePermit>,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
-        let (responder, answer) = OneshotResponder::new_pair();
-        let core = &self.0.services.core;
-        let submit = core.client_write_ff(encoded.clone(), Some(responder));
-        match timeout_at(deadline.into(), submit).await {
-            // Dropped before it was handed over.
-            Err(_) => return Err(ProposeError::Busy),
-            Ok(Err(_)) if self.0.tasks.closing.is_cancelled() => {
-                return Err(ProposeError::NotLeader { leader: None });
-            }
-            Ok(Err(fatal)) => return Err(ProposeError::Fatal(fatal.to_string())),
-            Ok(Ok(())) => {}
-        }
+        let ticket = match self.0.writes.propose(encoded.clone()) {
+            Ok(ticket) => ticket,
+            Err(stopped) => return Err(self.stopped(stopped)),
+        };
         let mut pending = Pending {
-            answer: Some(answer),
+            ticket: Some(ticket),
             admitted,
         };
-        match timeout_at(deadline.into(), pending.answer()).await {
-            Err(_) | Ok(Err(_)) => Err(ProposeError::Unknown),
+        match timeout_at(deadline.into(), pending.outcome()).await {
+            Err(_) if pending.give_up() => Err(ProposeError::Busy),
+            Err(_) => Err(ProposeError::Unknown),
+            Ok(Err(stopped)) => Err(self.stopped(stopped)),
             Ok(Ok(Ok(response))) => Ok(response.data),
             Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(match forward.reason {
                 ForwardReason::LeaseExpired => ProposeError::NoQuorum,
@@ -355,6 +350,16 @@ impl Raft {
                 | ClientWriteError::ChangeMembershipError(_)
                 | ClientWriteError::PreconditionFailed(_),
             ))) => Err(ProposeError::Unknown),
+        }
+    }
+
+    fn stopped(&self, stopped: Stopped) -> ProposeError {
+        match stopped {
+            Stopped::Meanwhile => ProposeError::Unknown,
+            Stopped::Before if self.0.tasks.closing.is_cancelled() => {
+                ProposeError::NotLeader { leader: None }
+            }
+            Stopped::Before => ProposeError::Fatal("Raft has stopped".to_owned()),
         }
     }
 
@@ -669,35 +674,47 @@ impl Raft {
     }
 }
 
-/// A proposal that was handed over. When nobody waits for its outcome any more it still counts as under way until it has
-/// one: what may yet be applied is bounded, not only what is waited for.
-struct Pending<'a, A: Future<Output: Send> + Unpin + Send + 'static> {
-    answer: Option<A>,
+/// A proposal under way. When nobody waits for its outcome any more it still counts as under way until it has one: what may
+/// yet be applied is bounded, not only what is waited for.
+struct Pending<'a> {
+    ticket: Option<Ticket>,
     admitted: &'a mut Option<OwnedSemaphorePermit>,
 }
 
-impl<A: Future<Output: Send> + Unpin + Send + 'static> Pending<'_, A> {
-    async fn answer(&mut self) -> A::Output {
-        match &mut self.answer {
+impl Pending<'_> {
+    async fn outcome(&mut self) -> <Ticket as Future>::Output {
+        match &mut self.ticket {
             None => std::future::pending().await,
-            Some(answer) => {
-                let output = answer.await;
-                self.answer = None;
-                output
+            Some(ticket) => {
+                let outcome = ticket.await;
+                self.ticket = None;
+                outcome
             }
         }
     }
+
+    /// See [`Ticket::give_up`].
+    fn give_up(&mut self) -> bool {
+        let given_up = self.ticket.as_ref().is_some_and(Ticket::give_up);
+        if given_up {
+            self.ticket = None;
+        }
+        given_up
+    }
 }
 
-impl<A: Future<Output: Send> + Unpin + Send + 'static> Drop for Pending<'_, A> {
+impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        let Some(answer) = self.answer.take() else {
+        if self.give_up() {
+            return;
+        }
+        let Some(ticket) = self.ticket.take() else {
             return;
         };
         let admitted = self.admitted.take();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                drop(answer.await);
+                drop(ticket.await);
                 drop(admitted);
             });
         }

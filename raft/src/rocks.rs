@@ -5,9 +5,12 @@
 //!   dropping everything behind one flipped bit.
 //! - A database of another node, another cluster or another layout is refused.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::LazyLock};
 
-use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel, Options};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel,
+    Options,
+};
 
 use crate::{
     error::OpenError,
@@ -62,10 +65,25 @@ impl Kind {
                     _ => 4 << 20,
                 };
                 options.set_write_buffer_size(buffer);
+                options.set_block_based_table_factory(&table(self, name));
                 ColumnFamilyDescriptor::new(*name, options)
             })
             .collect()
     }
+}
+
+/// Blocks read from files: one cache for the whole process, or each column family of each database has its own.
+static BLOCKS: LazyLock<Cache> = LazyLock::new(|| Cache::new_lru_cache(BLOCK_CACHE));
+const BLOCK_CACHE: usize = 48 << 20;
+
+fn table(kind: Kind, family: &str) -> BlockBasedOptions {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&BLOCKS);
+    // Read by key; the log and the remembered outcomes are read in ranges.
+    if matches!((kind, family), (Kind::State, CF_KV | CF_KV_B)) {
+        table.set_bloom_filter(10.0, false);
+    }
+    table
 }
 
 /// Opens database `kind` at `path`, creating it when there is none.

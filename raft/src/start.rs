@@ -34,6 +34,7 @@ use crate::{
     tasks::Tasks,
     types::{Core, PeerInfo},
     watchdog::Watchdog,
+    writes::{self, WriteBatcher},
 };
 
 /// Largest value that [`Options::max_entry_size`] may have: an append frame holds a chunk and one such entry.
@@ -158,6 +159,17 @@ pub(crate) async fn start(
     let suspicion = dialer
         .clone()
         .map(|dialer| Arc::new(Suspicion::new(services.clone(), dialer, tasks.clone())));
+    let own = services.core.clone();
+    let writes = WriteBatcher::spawn(
+        move |command, responder| {
+            let core = own.clone();
+            async move { core.client_write_ff(command, Some(responder)).await.is_ok() }
+        },
+        stores.log.progress(),
+        ADMISSION,
+        writes::LONGEST,
+        &tasks,
+    );
     let (role, leader_since_ms) = (watch::Sender::new(Role::default()), Arc::default());
     let stamps = Arc::<Stamps>::default();
     let raft = Raft(Arc::new(Inner {
@@ -170,6 +182,7 @@ pub(crate) async fn start(
         leader_since_ms: Arc::clone(&leader_since_ms),
         stamps: Arc::clone(&stamps),
         in_flight: Arc::new(Semaphore::new(ADMISSION)),
+        writes,
         tasks: tasks.clone(),
         users,
         lock: Mutex::new(Some(stores.lock)),

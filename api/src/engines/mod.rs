@@ -84,12 +84,12 @@ pub trait Engine: Send + Sync {
     async fn handle(&self, request: EngineRequest<'_>) -> Result<Reply, ApiError>;
 }
 
-/// The engine of a mount, `None` for those that have no data of their own here.
+/// The engine of a mount and its type's name, `None` for those that have no data of their own here.
 #[must_use]
-pub fn engine(kind: &str) -> Option<&'static dyn Engine> {
+pub fn engine(kind: &str) -> Option<(&'static str, &'static dyn Engine)> {
     match kind {
-        "kv" | "generic" => Some(&kv_v1::KvV1),
-        "cubbyhole" => Some(&kv_v1::Cubbyhole),
+        "kv" | "generic" => Some(("kv", &kv_v1::KvV1)),
+        "cubbyhole" => Some(("cubbyhole", &kv_v1::Cubbyhole)),
         _ => None,
     }
 }

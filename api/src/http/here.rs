@@ -81,8 +81,8 @@ async fn run(core: &Core, api: &ApiRequest) -> Result<Option<Answer>, Failed> {
     let Some((mount, path)) = found else {
         return Ok(None);
     };
-    let engine = engines::engine(&mount.kind).filter(|e| e.runs_anywhere(api.operation));
-    let Some(engine) = engine else {
+    let engine = engines::engine(&mount.kind).filter(|(_, e)| e.runs_anywhere(api.operation));
+    let Some((_, engine)) = engine else {
         return Ok(None);
     };
     let guard = Arc::new(Guard::new(vec![

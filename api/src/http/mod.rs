@@ -15,18 +15,19 @@ mod snapshot;
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts,
+};
 use http_body_util::BodyExt as _;
 use tokio::sync::SemaphorePermit;
-use tracing::{Instrument as _, Span, field};
+use tracing::{Span, field};
 use uuid::Uuid;
 
 use self::{
@@ -36,12 +37,13 @@ use self::{
     request::{ApiRequest, Behind, Wanted},
     response::{Answer, Reply},
 };
-pub use self::{limits::Limits, snapshot::drain};
+pub use self::{limits::Limits, response::Payload, snapshot::drain};
 pub use crate::sys::metrics::MetricsAccess;
 use crate::{
+    alarm::{Alarms, Elapsed},
     core::Core,
     engines::{self, EngineRequest, Operation},
-    ports::{ForwardError, Node, Role},
+    ports::{BoxError, ForwardError, Node, Role, Stream},
     sys,
     token::TokenEntry,
 };
@@ -60,6 +62,17 @@ const UNKNOWN: &str = "unknown";
 const HOLD: Duration = Duration::from_secs(15);
 /// Pause before asking again who leads.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// A request's body.
+pub trait RequestBody:
+    http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static
+{
+}
 
 /// Limits of one listener.
 #[derive(Clone, Debug)]
@@ -85,84 +98,112 @@ impl Default for HttpSettings {
     }
 }
 
-#[derive(Clone)]
 struct Server {
     node: Arc<dyn Node>,
     settings: HttpSettings,
     /// Requests come from a follower: they end here.
     from_follower: bool,
+    deadlines: Alarms,
 }
 
-/// The API for clients.
-pub fn router(node: Arc<dyn Node>, settings: HttpSettings) -> Router {
-    build(node, settings, false)
+/// Answers requests, of whatever version of HTTP. Clones share it.
+#[derive(Clone)]
+pub struct Service(Arc<Server>);
+
+/// What a log line says of a request.
+pub(crate) struct Label {
+    method: Method,
+    id: OnceLock<Uuid>,
+    /// Type of the engine it went to: the mount's path is the user's.
+    mount: OnceLock<&'static str>,
 }
 
-/// The API for requests that a follower sent to this node as the leader.
-pub fn forwarded_router(node: Arc<dyn Node>, settings: HttpSettings) -> Router {
-    build(node, settings, true)
-}
-
-fn build(node: Arc<dyn Node>, settings: HttpSettings, from_follower: bool) -> Router {
-    let server = Server {
-        node,
-        settings,
-        from_follower,
-    };
-    Router::new()
-        .fallback(
-            |State(server): State<Server>, request: Request<Body>| async move {
-                server.answer(request).await
-            },
-        )
-        .with_state(server)
-}
-
-impl Server {
-    /// Answers every request, whatever happens while it is carried out.
-    async fn answer(self, request: Request<Body>) -> Response<Body> {
-        let span = tracing::info_span!(
+impl Label {
+    /// Where what is logged about the request is logged in. Made only then: most requests log nothing.
+    fn span(&self) -> Span {
+        tracing::info_span!(
             "request",
-            id = field::Empty,
-            method = %request.method(),
-            mount = field::Empty
-        );
+            id = self.id.get().map(field::display),
+            method = %self.method,
+            mount = self.mount.get(),
+        )
+    }
+}
+
+impl Service {
+    /// The API for clients.
+    #[must_use]
+    pub fn for_clients(node: Arc<dyn Node>, settings: HttpSettings) -> Self {
+        Self::new(node, settings, false)
+    }
+
+    /// The API for requests that a follower sent to this node as the leader.
+    #[must_use]
+    pub fn for_followers(node: Arc<dyn Node>, settings: HttpSettings) -> Self {
+        Self::new(node, settings, true)
+    }
+
+    fn new(node: Arc<dyn Node>, settings: HttpSettings, from_follower: bool) -> Self {
+        Self(Arc::new(Server {
+            node,
+            settings,
+            from_follower,
+            deadlines: Alarms::default(),
+        }))
+    }
+
+    /// Answers every request, whatever happens while it is carried out.
+    pub async fn answer<B: RequestBody>(&self, request: Request<B>) -> Response<Payload> {
+        let server = &*self.0;
         let may_write = !matches!(request.method().as_str(), "GET" | "HEAD" | "LIST");
         let began = Instant::now();
         let longest = if snapshot::is_streamed(request.uri().path()) {
             snapshot::LONGEST
         } else {
-            self.settings.max_request_duration
+            server.settings.max_request_duration
         };
         let deadline = began + longest;
-        let place = self.settings.limits.enter();
-        let work = async {
-            // What tells how the node is must get through, or an overloaded node is taken for a dead one.
-            if place.is_none() && !is_local(request.uri()) {
-                return ApiError::Overloaded("too many requests are under way; try again")
-                    .into_answer();
-            }
-            let work = AssertUnwindSafe(self.work(request, deadline)).catch_unwind();
-            let outcome = match tokio::time::timeout_at(deadline.into(), work).await {
+        let label = Arc::new(Label {
+            method: request.method().clone(),
+            id: OnceLock::new(),
+            mount: OnceLock::new(),
+        });
+        let place = server.settings.limits.enter();
+        // What tells how the node is must get through, or an overloaded node is taken for a dead one.
+        let outcome = if place.is_none() && !is_local(request.uri()) {
+            Err(ApiError::Overloaded(
+                "too many requests are under way; try again",
+            ))
+        } else {
+            let work = server.work(request, deadline, Arc::clone(&label));
+            let work = AssertUnwindSafe(work).catch_unwind();
+            match server.deadlines.within(deadline, work).await {
                 Ok(Ok(outcome)) => outcome,
                 // The panic's own text went to standard error.
                 Ok(Err(_panic)) => Err(ApiError::Internal("a handler panicked".to_owned())),
-                Err(_elapsed) if may_write => Err(ApiError::OutcomeUnknown),
-                Err(_elapsed) => Err(ApiError::Unavailable(
+                Err(Elapsed) if may_write => Err(ApiError::OutcomeUnknown),
+                Err(Elapsed) => Err(ApiError::Unavailable(
                     "the request took too long".to_owned(),
                 )),
-            };
-            outcome.unwrap_or_else(ApiError::into_answer)
+            }
         };
-        let mut answer = work.instrument(span).await;
-        if !self.from_follower {
+        let mut answer =
+            outcome.unwrap_or_else(|error| label.span().in_scope(|| error.into_answer()));
+        if !server.from_follower {
             answer.headers.remove(&NOT_LEADER);
         }
-        figures().answered(self.from_follower, answer.status, began.elapsed());
+        figures().answered(server.from_follower, answer.status, began.elapsed());
         answer.into_http()
     }
+}
 
-    async fn work(&self, request: Request<Body>, deadline: Instant) -> Result<Answer, ApiError> {
+impl Server {
+    async fn work<B: RequestBody>(
+        &self,
+        request: Request<B>,
+        deadline: Instant,
+        label: Arc<Label>,
+    ) -> Result<Answer, ApiError> {
         if let Some(clean) = clean_path(request.uri().path()) {
             return Ok(redirect(&clean, request.uri().query()));
         }
@@ -173,17 +214,20 @@ impl Server {
         if path == sys::metrics::PATH && !self.from_follower {
             let (node, core) = (&*self.node, self.node.core());
             let (core, access) = (core.as_deref(), self.settings.metrics);
-            return sys::metrics::answer(node, core, access, operation, &head.headers, &query)
-                .await;
+            let answer = sys::metrics::answer(node, core, access, operation, &head.headers, &query);
+            return Box::pin(answer).await;
         }
         if snapshot::is_streamed(head.uri.path()) {
             let asked = snapshot::Asked { operation, path };
-            return self.snapshot(asked, head, body).await;
+            return Box::pin(self.snapshot(asked, head, Stream::new(body))).await;
         }
         let core = if sys::is_local(&path) {
             self.node.core()
         } else {
-            let core = self.node.core_soon(hold(deadline)).await;
+            let mut core = self.node.core();
+            if core.is_none() {
+                core = self.node.core_soon(hold(deadline)).await;
+            }
             if core.is_none() {
                 return Err(if self.node.seal_status().removed_from_cluster {
                     ApiError::Removed
@@ -201,7 +245,8 @@ impl Server {
         };
         let fields = request::fields(&head.headers, &body)?;
         let id = self.request_id(core.as_deref(), &head, &body, operation)?;
-        Span::current().record("id", field::display(id));
+        // Set once, here.
+        let _ = label.id.set(id);
         let api = ApiRequest {
             operation,
             path,
@@ -214,9 +259,10 @@ impl Server {
                 .is_some_and(|value| value == "true"),
             request_id: id.into_bytes(),
             deadline,
+            label,
         };
         if sys::is_local(&api.path) {
-            let reply = sys::local(&*self.node, &api).await?;
+            let reply = Box::pin(sys::local(&*self.node, &api)).await?;
             return Ok(Answer::of(reply, &id.to_string()));
         }
         let core = core.ok_or(ApiError::Sealed)?;
@@ -288,11 +334,12 @@ impl Server {
     }
 
     /// The whole body, bounded by itself and together with all others in memory; `memory` is given back with it.
-    async fn body<'s>(
+    async fn body<'s, B: RequestBody>(
         &'s self,
-        mut body: Body,
+        body: B,
         memory: &mut Vec<SemaphorePermit<'s>>,
     ) -> Result<Bytes, ApiError> {
+        let mut body = std::pin::pin!(body);
         let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
@@ -436,7 +483,7 @@ impl Server {
             return Err(ApiError::BadRequest("help is not available yet".to_owned()));
         }
         let reply = match api.path.split_once('/') {
-            Some(("sys", inside)) => sys::handle(&*self.node, core, api, inside).await?,
+            Some(("sys", inside)) => Box::pin(sys::handle(&*self.node, core, api, inside)).await?,
             Some(("auth", inside)) => sys::auth(api, inside, &caller)?,
             _ => engine(core, api, &caller).await?,
         };
@@ -542,9 +589,9 @@ async fn engine(core: &Core, api: &ApiRequest, caller: &TokenEntry) -> Result<Re
         .route(&api.path)
         .filter(|(mount, _)| !mount.tainted)
         .ok_or_else(|| sys::no_handler(&api.path))?;
-    // Its type only: the path is the user's.
-    Span::current().record("mount", mount.kind.as_str());
-    let engine = engines::engine(&mount.kind).ok_or_else(sys::unsupported)?;
+    let (kind, engine) = engines::engine(&mount.kind).ok_or_else(sys::unsupported)?;
+    // Whichever came first, if a request goes through here twice: they are the same.
+    let _ = api.label.mount.set(kind);
     let under = |request_id| {
         engine.handle(EngineRequest {
             operation: api.operation,

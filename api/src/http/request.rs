@@ -4,7 +4,7 @@
 //! - Nothing a client sends is indexed or unwrapped; what does not decode is a 400 that says why.
 //! - No error text repeats content of a body: it may be a secret.
 
-use std::{fmt::Write as _, time::Instant};
+use std::{fmt::Write as _, sync::Arc, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use http::{HeaderMap, Method, Uri, header};
 use serde_json::{Map, Value, error::Category};
 use zeroize::Zeroizing;
 
-use super::error::ApiError;
+use super::{Label, error::ApiError};
 use crate::engines::Operation;
 
 /// Strings (keys and values) a JSON body may hold; more is an attempt to make parsing expensive.
@@ -35,6 +35,7 @@ pub(crate) struct ApiRequest {
     pub(crate) no_forwarding: bool,
     pub(crate) request_id: [u8; 16],
     pub(crate) deadline: Instant,
+    pub(crate) label: Arc<Label>,
 }
 
 impl ApiRequest {

@@ -1,12 +1,19 @@
 //! Answers: Vault's envelope, its variants and its headers.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::ports::Stream;
+use crate::ports::{BoxError, Stream};
 
 /// What an endpoint gives back.
 #[derive(Debug)]
@@ -195,12 +202,55 @@ impl Answer {
         self.headers.insert(name, value);
     }
 
-    pub(crate) fn into_http(self) -> http::Response<axum::body::Body> {
-        let body = self.stream.unwrap_or_else(|| Stream::from(self.body));
+    pub(crate) fn into_http(self) -> http::Response<Payload> {
+        let body = match self.stream {
+            None => Payload::Whole(Full::new(self.body)),
+            Some(stream) => Payload::Stream(stream),
+        };
         let mut response = http::Response::new(body);
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response
+    }
+}
+
+/// An answer's body.
+#[derive(Debug)]
+pub enum Payload {
+    /// What most answers are.
+    Whole(Full<Bytes>),
+    /// As long as it gets.
+    Stream(Stream),
+}
+
+impl Body for Payload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Whole(whole) => Pin::new(whole)
+                .poll_frame(context)
+                .map_err(|never| match never {}),
+            Self::Stream(stream) => Pin::new(stream).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(whole) => whole.is_end_stream(),
+            Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(whole) => whole.size_hint(),
+            Self::Stream(stream) => stream.size_hint(),
+        }
     }
 }
 

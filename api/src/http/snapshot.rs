@@ -8,12 +8,16 @@
 
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use http::{Request, request::Parts};
 use http_body_util::BodyExt as _;
 
 use super::{Server, authenticate, error::ApiError, forwarded, hold, request, response::Answer};
-use crate::{core::Core, engines::Operation, ports::Role, sys};
+use crate::{
+    core::Core,
+    engines::Operation,
+    ports::{Role, Stream},
+    sys,
+};
 
 const SAVE: &str = "sys/storage/raft/snapshot";
 const FORCE: &str = "sys/storage/raft/snapshot-force";
@@ -42,7 +46,7 @@ impl Server {
         &self,
         asked: Asked,
         head: Parts,
-        body: Body,
+        body: Stream,
     ) -> Result<Answer, ApiError> {
         request::check_headers(&head.headers)?;
         let until = hold(Instant::now() + self.settings.max_request_duration);
@@ -116,17 +120,17 @@ impl Server {
 
 /// The body of a restore, until somebody takes it.
 struct Watched {
-    body: Option<Body>,
+    body: Option<Stream>,
 }
 
 impl Watched {
-    fn take(&mut self) -> Body {
-        self.body.take().unwrap_or_else(Body::empty)
+    fn take(&mut self) -> Stream {
+        self.body.take().unwrap_or_else(Stream::empty)
     }
 }
 
 /// Takes a bounded part of the body of a restore that nobody wants, so that its sender comes to read the answer.
-pub async fn drain(body: &mut Body) {
+pub async fn drain(body: &mut Stream) {
     let drain = async {
         let mut taken = 0;
         while let Some(Ok(frame)) = body.frame().await {

@@ -17,16 +17,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use axum::Router;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
 use strongroom_api::{
-    HttpSettings,
+    HttpSettings, Service,
     autopilot::AutopilotConfig,
     core::{ClusterIdentity, Core},
-    forwarded_router, initial_writes,
+    initial_writes,
     ports::{
         AnswerRequest, AutopilotServer, AutopilotState, AutopilotUpgrade, Barrier, BarrierError,
         Challenge, ChallengeRequest, Child, ClusterError, Expect, ForwardError, InitError,
@@ -34,9 +33,7 @@ use strongroom_api::{
         Member, MetricsFormat, Node, PeerChange, Role, SealStatus, SealWrap, SnapshotError, Store,
         StoreError, StoredBatch, Stream, Versioned,
     },
-    router,
 };
-use tower::ServiceExt as _;
 use zeroize::Zeroizing;
 
 pub(crate) const CLUSTER_ID: &str = "5c1e7c0a-0000-4000-8000-000000000001";
@@ -422,7 +419,7 @@ impl TestNode {
 
     /// Sends one request to the node's client port.
     pub(crate) async fn send(self: &Arc<Self>, request: Request<Bytes>) -> Answer {
-        Answer::of(router(self.port(), settings()), request).await
+        Answer::of(&Service::for_clients(self.port(), settings()), request).await
     }
 
     pub(crate) fn port(self: &Arc<Self>) -> Arc<dyn Node> {
@@ -616,8 +613,8 @@ impl Node for TestNode {
         let node = self.cluster.nodes.lock().unwrap()[leader]
             .upgrade()
             .unwrap();
-        let router = forwarded_router(node, settings());
-        let answer = Answer::of(router, request).await;
+        let service = Service::for_followers(node, settings());
+        let answer = Answer::of(&service, request).await;
         let lost = &self.cluster.lost_answers;
         if lost.load(Ordering::SeqCst) > 0 {
             lost.fetch_sub(1, Ordering::SeqCst);
@@ -638,7 +635,7 @@ impl Node for TestNode {
     }
 
     async fn snapshot(&self) -> Result<Stream, SnapshotError> {
-        Ok(Stream::from(format!("the state of node {}", self.id)))
+        Ok(Stream::new(format!("the state of node {}", self.id)))
     }
 
     async fn restore(&self, file: Stream, force: bool) -> Result<(), SnapshotError> {
@@ -686,10 +683,8 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) async fn of(router: Router, request: Request<Bytes>) -> Self {
-        let (head, body) = request.into_parts();
-        let request = Request::from_parts(head, axum::body::Body::from(body));
-        let (head, body) = router.oneshot(request).await.unwrap().into_parts();
+    pub(crate) async fn of(service: &Service, request: Request<Bytes>) -> Self {
+        let (head, body) = service.answer(request.map(Full::new)).await.into_parts();
         Self {
             status: head.status,
             headers: head.headers,

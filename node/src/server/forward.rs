@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,19 +16,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Body, client::conn::http2::SendRequest};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper::{body::Body, client::conn::http2::SendRequest, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
 };
-use strongroom_api::ports::{ForwardError, Stream};
+use strongroom_api::{
+    Service,
+    ports::{ForwardError, Stream},
+};
 use strongroom_raft::{IncomingStream, Raft};
 use tokio::sync::mpsc;
 
@@ -372,21 +372,22 @@ fn prepare(mut head: http::request::Parts) -> Result<http::request::Parts, Forwa
 }
 
 /// Serves forwarded requests as they come in from peers, until the sending side is dropped.
-pub(crate) async fn serve(mut streams: mpsc::Receiver<IncomingStream>, router: Router) {
+pub(crate) async fn serve(mut streams: mpsc::Receiver<IncomingStream>, service: Service) {
     while let Some(incoming) = streams.recv().await {
-        let router = router.clone();
+        let service = service.clone();
         tokio::spawn(async move {
             let from = incoming.from;
+            let service = service_fn(move |request| {
+                let service = service.clone();
+                async move { Ok::<_, Infallible>(service.answer(request).await) }
+            });
             let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(Some(Duration::from_secs(5)))
                 .max_concurrent_streams(1024)
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(16 << 20)
-                .serve_connection(
-                    TokioIo::new(incoming.stream),
-                    TowerToHyperService::new(router),
-                );
+                .serve_connection(TokioIo::new(incoming.stream), service);
             if let Err(error) = serving.await {
                 tracing::debug!(%error, from, "a forwarding connection ended");
             }

@@ -21,8 +21,9 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use strongroom_api::ports::{
-    InitError, InitRequest, InitResult, JoinError, JoinRequest, SnapshotError,
+use strongroom_api::{
+    Service,
+    ports::{InitError, InitRequest, InitResult, JoinError, JoinRequest, SnapshotError},
 };
 use strongroom_raft::{Identity, Next, PeerInfo, Raft, Stores, Transport};
 use strongroom_seal::keyring::Keyring;
@@ -843,9 +844,8 @@ async fn start(
         saves: Arc::new(Semaphore::new(save::AT_ONCE)),
     });
     let node = Arc::new(NodePort(Arc::clone(shared)));
-    let router =
-        strongroom_api::forwarded_router(node, super::forwarded_settings(config, &shared.limits));
-    tokio::spawn(forward::serve(incoming, router));
+    let service = Service::for_followers(node, super::forwarded_settings(config, &shared.limits));
+    tokio::spawn(forward::serve(incoming, service));
     let serve = serving::keep(Arc::clone(shared), Arc::clone(&running), keyring);
     running.vital("serving", stop, serve);
     let tidy = restore::tidy(Arc::clone(shared), Arc::clone(&running));

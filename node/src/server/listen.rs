@@ -5,17 +5,26 @@
 //! - A peer that stalls in the handshake or in the request head is cut off.
 //! - Certificates are read again on demand; a pair that does not load leaves the old one in use.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
-use axum::Router;
+use hyper::{
+    rt::{Sleep, Timer},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
         conn::auto,
         graceful::{GracefulShutdown, Watcher},
     },
-    service::TowerToHyperService,
 };
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -24,6 +33,10 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use strongroom_api::{
+    Service,
+    alarm::{Alarm, Alarms},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader},
     net::{TcpListener, TcpStream},
@@ -148,19 +161,23 @@ fn read_roots(path: &PathBuf) -> Result<RootCertStore, ListenTlsError> {
     Ok(roots)
 }
 
-/// Serves `router` on `listener` until `stop`, then lets open requests end (the caller bounds the wait).
+/// Serves `service` on `listener` until `stop`, then lets open requests end (the caller bounds the wait).
 ///
 /// A client has `head_timeout` to send a request's head.
 pub(crate) async fn serve(
     listener: TcpListener,
     head_timeout: Duration,
     tls: Option<Arc<ServerConfig>>,
-    router: Router,
+    service: Service,
     stop: CancellationToken,
 ) {
     let acceptor = tls.map(TlsAcceptor::from);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = GracefulShutdown::new();
+    let heads = Heads {
+        timer: HeadTimer::default(),
+        longest: head_timeout,
+    };
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -169,18 +186,18 @@ pub(crate) async fn serve(
         let Some((stream, permit)) = accepted else {
             continue;
         };
-        let (acceptor, router, watcher) = (acceptor.clone(), router.clone(), graceful.watcher());
-        let stop = stop.clone();
+        let (acceptor, service, watcher) = (acceptor.clone(), service.clone(), graceful.watcher());
+        let (heads, stop) = (heads.clone(), stop.clone());
         tokio::spawn(async move {
             match handshake(stream, acceptor).await {
                 Some(Either::Plain(stream)) => {
                     if let Some(stream) = first_bytes(stream, head_timeout, &stop).await {
-                        connection(stream, head_timeout, router, watcher).await;
+                        connection(stream, heads, service, watcher).await;
                     }
                 }
                 Some(Either::Tls(stream)) => {
                     if let Some(stream) = first_bytes(*stream, head_timeout, &stop).await {
-                        connection(stream, head_timeout, router, watcher).await;
+                        connection(stream, heads, service, watcher).await;
                     }
                 }
                 None => {}
@@ -213,19 +230,22 @@ where
 }
 
 /// Serves HTTP/1.1 or HTTP/2 on one connection until it ends.
-async fn connection<S>(stream: S, head_timeout: Duration, router: Router, watcher: Watcher)
+async fn connection<S>(stream: S, heads: Heads, service: Service, watcher: Watcher)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout);
+        .timer(heads.timer)
+        .header_read_timeout(heads.longest);
     http.http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(60)))
         .max_concurrent_streams(256);
-    let service = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.answer(request).await) }
+    });
     let serving = http
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();
@@ -233,6 +253,40 @@ where
         tracing::debug!(%error, "a client connection ended");
     }
 }
+
+/// How long the head of a request may take.
+#[derive(Clone)]
+struct Heads {
+    timer: HeadTimer,
+    longest: Duration,
+}
+
+/// Times the heads of requests: hyper sets a timer for every one.
+#[derive(Clone, Default)]
+struct HeadTimer(Alarms);
+
+/// hyper's name for what ends a wait.
+struct HeadSleep(Alarm);
+
+impl Timer for HeadTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.sleep_until(Instant::now() + duration)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+        Box::pin(HeadSleep(self.0.at(deadline)))
+    }
+}
+
+impl Future for HeadSleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl Sleep for HeadSleep {}
 
 enum Either {
     Plain(TcpStream),

@@ -30,7 +30,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use strongroom_api::{HttpSettings, Limits, core::ClusterIdentity};
+use strongroom_api::{HttpSettings, Limits, Service, core::ClusterIdentity};
 use strongroom_raft::{Identity, OpenError, Options, Pace, PeerInfo, Stores};
 use strongroom_seal::hsm::{Hsm, HsmConfig, Mechanism, OaepHash};
 use tokio::{
@@ -56,8 +56,9 @@ pub(crate) const BUILD_DATE: &str = "2026-11-23T00:00:00Z";
 
 /// Bodies are bounded even where the configuration lifts the limit.
 const LARGEST_BODY: usize = 1 << 30;
-/// Threads for requests and Raft, however few cores there are.
-const MIN_WORKERS: usize = 4;
+/// Threads for requests and Raft, however few cores there are: the disk can hold one that writes to the log and one that
+/// applies, and somebody must be able to answer. More than that cost: with four on two cores a write takes a fifth more time.
+const MIN_WORKERS: usize = 3;
 /// Open requests get this long to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(15);
 /// The same, when there is nothing left that could answer them.
@@ -66,7 +67,6 @@ const FATAL_DRAIN: Duration = Duration::from_secs(1);
 /// Runs a node until a signal ends it. 0: stopped as told; 1: could not start or cannot go on.
 pub(crate) fn run(config: Config) -> ExitCode {
     crate::telemetry::install();
-    // A write to the log can wait for the disk on a worker; the others must be able to answer.
     let workers = std::thread::available_parallelism().map_or(MIN_WORKERS, usize::from);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(MIN_WORKERS))
@@ -124,12 +124,12 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         };
         tracing::info!(address = %listener.address, tls = tls.is_some(), "listening");
         let node = Arc::new(NodePort(Arc::clone(&shared)));
-        let router = strongroom_api::router(node, listener_settings(listener, &shared.limits));
+        let settings = listener_settings(listener, &shared.limits);
         clients.spawn(listen::serve(
             socket,
             listener.http_read_header_timeout,
             tls,
-            router,
+            Service::for_clients(node, settings),
             stop_clients.clone(),
         ));
     }

@@ -578,6 +578,8 @@ pub(crate) async fn tidy(shared: Arc<Shared>, running: Arc<Running>) {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use http_body_util::Full;
+
     use super::*;
 
     /// An upload of this many MiB, of which nobody has said how long it is.
@@ -606,7 +608,7 @@ mod tests {
         assert!(refused.to_string().contains("disk_reserve"), "{refused}");
         assert_eq!(looks.load(Ordering::SeqCst), 4, "three times 4 MiB fit");
         // What says how long it is, is not taken at all.
-        let mut whole = Stream::from(vec![7; 13 << 20]);
+        let mut whole = Stream::new(Full::from(vec![7; 13 << 20]));
         let (looks, room) = disk(12 << 20);
         let refused = spool(&mut whole, dir.path(), room).await.unwrap_err();
         assert!(matches!(refused, SnapshotError::NoRoom(_)), "{refused}");

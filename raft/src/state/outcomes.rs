@@ -142,7 +142,10 @@ fn load(db: &DB, from: u64, applied: u64) -> io::Result<Index> {
     let first = keys::request_at(from);
     let end = keys::request_at(applied.saturating_add(1));
     let mut found = Index::new();
-    for item in db.iterator_cf(meta, IteratorMode::From(&first, Direction::Forward)) {
+    let mut once = ReadOptions::default();
+    once.fill_cache(false);
+    let from = IteratorMode::From(&first, Direction::Forward);
+    for item in db.iterator_cf_opt(meta, once, from) {
         let (key, row) = item.map_err(io::Error::other)?;
         if *key >= end[..] {
             break;
