@@ -14,14 +14,16 @@ pub mod response;
 mod snapshot;
 
 use std::{
-    panic::AssertUnwindSafe,
+    future::{Future as _, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Arc, OnceLock},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt as _;
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts,
 };
@@ -175,9 +177,16 @@ impl Service {
                 "too many requests are under way; try again",
             ))
         } else {
-            let work = server.work(request, deadline, Arc::clone(&label));
-            let work = AssertUnwindSafe(work).catch_unwind();
-            match server.deadlines.within(deadline, work).await {
+            // Large: polled where it is made, not moved from one adapter into the next.
+            let mut work = pin!(server.work(request, deadline, Arc::clone(&label)));
+            let caught = poll_fn(|context| {
+                let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+                match polled {
+                    Ok(poll) => poll.map(Ok),
+                    Err(panic) => Poll::Ready(Err(panic)),
+                }
+            });
+            match server.deadlines.within(deadline, caught).await {
                 Ok(Ok(outcome)) => outcome,
                 // The panic's own text went to standard error.
                 Ok(Err(_panic)) => Err(ApiError::Internal("a handler panicked".to_owned())),
@@ -339,7 +348,7 @@ impl Server {
         body: B,
         memory: &mut Vec<SemaphorePermit<'s>>,
     ) -> Result<Bytes, ApiError> {
-        let mut body = std::pin::pin!(body);
+        let mut body = pin!(body);
         let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
