@@ -158,3 +158,37 @@ fn says_how_it_is(cluster: &Cluster, node: usize) {
     println!("sys/leader on node {node}: {leader}");
     assert_eq!(leader["is_self"], false, "{leader}");
 }
+
+/// The leader does not reach a node that has joined through another one: the node says so, and goes on when it does.
+#[test]
+fn a_joiner_that_the_leader_does_not_reach_says_so() {
+    if !Network::is_possible() {
+        eprintln!("NOT TESTED: a network that can be cut needs root");
+        return;
+    }
+    let options = Options {
+        binary: BINARY.into(),
+        nodes: 3,
+        key_made_before: true,
+    };
+    let mut cluster = Cluster::prepare_in(&options, |nodes| Some(Network::up(nodes)));
+    for node in [1, 2] {
+        cluster.start_node(node);
+    }
+    cluster.init();
+    cluster.wait_all();
+    let leader = cluster.leader();
+    cluster.network().cut(&Partition {
+        name: "the leader and the joiner".to_owned(),
+        cut: [(leader, 3), (3, leader)].into(),
+    });
+    cluster.start_node(3);
+    let warning = cluster.wait_warning(3, "joined, but no data have come");
+    println!("{warning}");
+    assert_eq!(cluster.health(3), 503);
+    cluster.network().heal();
+    cluster.wait_all();
+    let warnings = cluster.seal_status(3)["warnings"].clone();
+    assert!(!warnings.to_string().contains("no data"), "{warnings}");
+    cluster.assert_no_panics();
+}
