@@ -308,6 +308,25 @@ impl Cluster {
         self.process(number).signal(Signal::STOP);
     }
 
+    /// SIGSTOP, and waits until no thread runs any more. One that is in the kernel, in a sync for one, does not come back.
+    pub fn freeze(&self, number: usize) {
+        self.pause(number);
+        let tasks = format!("/proc/{}/task", self.pid(number));
+        wait_for(&format!("node {number} to stand still"), PATIENCE, || {
+            let mut tasks = fs::read_dir(&tasks).ok()?.flatten();
+            let stands = |task: fs::DirEntry| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                // The name before it is in parentheses and may hold anything.
+                let state = stat
+                    .rsplit_once(") ")
+                    .and_then(|(_, rest)| rest.chars().next());
+                // Gone, stopped, or in the kernel without being interrupted.
+                matches!(state, None | Some('T' | 't' | 'D' | 'Z' | 'X'))
+            };
+            tasks.all(stands).then_some(())
+        });
+    }
+
     /// SIGCONT.
     pub fn resume(&self, number: usize) {
         self.process(number).signal(Signal::CONT);
