@@ -58,7 +58,10 @@ impl Alarms {
                 return Poll::Ready(Ok(output));
             }
             let alarm = alarm.get_or_insert_with(|| self.at(time));
-            Pin::new(alarm).poll(context).map(|()| Err(Elapsed))
+            // Not out of the task's budget: work that has used it up would never be too late.
+            pin!(tokio::task::coop::unconstrained(alarm))
+                .poll(context)
+                .map(|()| Err(Elapsed))
         })
         .await
     }

@@ -53,7 +53,7 @@ use crate::{
     transfer::transfer,
     types::{Encoded, Metrics, PeerInfo},
     vitals::{Refusal, Room},
-    writes::{Stopped, Ticket, WriteBatcher},
+    writes::{NotQueued, Stopped, Ticket, WriteBatcher},
 };
 
 /// Bytes of commands proposed here that may wait for their outcome; beyond that proposals get `Busy`.
@@ -294,9 +294,9 @@ impl Raft {
             }
         }
         let in_flight = Arc::clone(&self.0.in_flight);
-        let mut admitted = in_flight
+        let admitted = in_flight
             .try_acquire_many_owned(units)
-            .map(Some)
+            .map(Arc::new)
             .map_err(|_| {
                 figures().refused_busy.increment(1);
                 ProposeError::Busy
@@ -305,7 +305,7 @@ impl Raft {
         // Directly after an election the leader's lease is not confirmed yet; one heartbeat confirms it.
         let patience = Instant::now() + self.0.services.timing.heartbeat;
         loop {
-            match self.propose_once(&encoded, &mut admitted, deadline).await {
+            match self.propose_once(&encoded, &admitted, deadline).await {
                 Err(ProposeError::NoQuorum) if Instant::now() < patience.min(deadline) => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
@@ -321,12 +321,14 @@ impl Raft {
     async fn propose_once(
         &self,
         encoded: &Encoded,
-        admitted: &mut Option<OwnedSemaphorePermit>,
+        admitted: &Arc<OwnedSemaphorePermit>,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
-        let ticket = match self.0.writes.propose(encoded.clone()) {
+        let queued = self.0.writes.propose(encoded.clone(), Arc::clone(admitted));
+        let ticket = match queued {
             Ok(ticket) => ticket,
-            Err(stopped) => return Err(self.stopped(stopped)),
+            Err(NotQueued::Full) => return Err(ProposeError::Busy),
+            Err(NotQueued::Stopped) => return Err(self.stopped(Stopped::Before)),
         };
         let mut pending = Pending {
             ticket: Some(ticket),
@@ -678,7 +680,7 @@ impl Raft {
 /// yet be applied is bounded, not only what is waited for.
 struct Pending<'a> {
     ticket: Option<Ticket>,
-    admitted: &'a mut Option<OwnedSemaphorePermit>,
+    admitted: &'a Arc<OwnedSemaphorePermit>,
 }
 
 impl Pending<'_> {
@@ -711,7 +713,7 @@ impl Drop for Pending<'_> {
         let Some(ticket) = self.ticket.take() else {
             return;
         };
-        let admitted = self.admitted.take();
+        let admitted = Arc::clone(self.admitted);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 drop(ticket.await);

@@ -52,11 +52,19 @@ fn logs(path: &Path) -> io::Result<Vec<PathBuf>> {
         let entry = entry?;
         let name = entry.file_name();
         let is_manifest = name.to_str() == Some(current.trim_end());
-        if is_manifest || entry.path().extension().is_some_and(|ext| ext == "log") {
+        if is_manifest || is_wal(&entry.path()) {
             found.push(entry.path());
         }
     }
     Ok(found)
+}
+
+/// A write-ahead log is called by its number: `000013.log`.
+pub(crate) fn is_wal(file: &Path) -> bool {
+    let stem = file.file_stem().unwrap_or_default().as_encoded_bytes();
+    file.extension().is_some_and(|ending| ending == "log")
+        && !stem.is_empty()
+        && stem.iter().all(u8::is_ascii_digit)
 }
 
 /// Where the first record of a recycled log is.

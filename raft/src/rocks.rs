@@ -167,12 +167,7 @@ pub(crate) fn size(kind: Kind, db: &DB) -> DatabaseSize {
 fn wal_size(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
-        .filter(|entry| {
-            entry
-                .path()
-                .extension()
-                .is_some_and(|ending| ending == "log")
-        })
+        .filter(|entry| records::is_wal(&entry.path()))
         .filter_map(|entry| entry.metadata().ok())
         .map(|found| found.len())
         .sum()

@@ -27,7 +27,11 @@ use std::{
 use futures_util::ready;
 use openraft::{impls::OneshotResponder, raft::ClientWriteResult};
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{
+        Notify, OwnedSemaphorePermit,
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     time::timeout,
 };
 
@@ -39,7 +43,7 @@ use crate::{
 
 /// Longest time a proposal waits for the log. A sync takes less, unless the disk is in trouble.
 pub(crate) const LONGEST: Duration = Duration::from_millis(10);
-/// Proposals handed over together at most.
+/// Proposals handed over together, about at most.
 const MOST: usize = 1024;
 
 type Outcome = ClientWriteResult<TypeConfig>;
@@ -53,6 +57,17 @@ struct Proposal {
     command: Encoded,
     responder: Responder,
     fate: Arc<AtomicU64>,
+    /// What was given up still takes up memory here.
+    _admitted: Arc<OwnedSemaphorePermit>,
+}
+
+/// Why a proposal was not queued; nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotQueued {
+    /// Too many wait: Raft does not keep up.
+    Full,
+    /// Raft has stopped.
+    Stopped,
 }
 
 /// Why a proposal has no outcome: Raft has stopped.
@@ -100,19 +115,27 @@ impl WriteBatcher {
         Self { queue, finished }
     }
 
-    /// Queues a command to be handed over.
+    /// Queues a command to be handed over. `admitted` is given back when it neither waits nor has to be waited for.
     ///
     /// # Errors
-    /// [`Stopped::Before`], also when more wait than were admitted.
-    pub(crate) fn propose(&self, command: Encoded) -> Result<Ticket, Stopped> {
+    /// Nothing was written.
+    pub(crate) fn propose(
+        &self,
+        command: Encoded,
+        admitted: Arc<OwnedSemaphorePermit>,
+    ) -> Result<Ticket, NotQueued> {
         let (responder, answer) = OneshotResponder::new_pair();
         let fate = Arc::<AtomicU64>::default();
         let proposal = Proposal {
             command,
             responder,
             fate: Arc::clone(&fate),
+            _admitted: admitted,
         };
-        self.queue.try_send(proposal).map_err(|_| Stopped::Before)?;
+        self.queue.try_send(proposal).map_err(|error| match error {
+            TrySendError::Full(_) => NotQueued::Full,
+            TrySendError::Closed(_) => NotQueued::Stopped,
+        })?;
         Ok(Ticket {
             answer,
             fate,
@@ -174,7 +197,8 @@ async fn run<F>(
         {
             together.push(proposal);
         }
-        let batch = outstanding.begin(together.len());
+        let batch = outstanding.newest + 1;
+        let mut handed_over = 0;
         durable.mark_unchanged();
         for proposal in together.drain(..) {
             let taken =
@@ -189,7 +213,12 @@ async fn run<F>(
                 proposal.fate.store(GIVEN_UP, Ordering::Release);
                 return;
             }
+            handed_over += 1;
         }
+        if handed_over == 0 {
+            continue;
+        }
+        outstanding.begin(batch, handed_over);
         let mut is_durable = false;
         let next = async {
             loop {
@@ -200,7 +229,7 @@ async fn run<F>(
                         Err(_) => return false,
                     },
                     () = finished.changed.notified() => {}
-                    more = proposals.recv_many(&mut together, MOST), if is_durable => {
+                    more = proposals.recv_many(&mut together, MOST), if is_durable && together.len() < MOST => {
                         if more == 0 {
                             return false;
                         }
@@ -232,15 +261,15 @@ struct Outstanding {
 }
 
 impl Outstanding {
-    /// Number of a new batch.
-    fn begin(&mut self, proposals: usize) -> u64 {
-        self.newest += 1;
-        self.batches.push_back((self.newest, proposals));
+    /// A new batch was handed over.
+    fn begin(&mut self, batch: u64, proposals: usize) {
+        self.newest = batch;
+        self.batches.push_back((batch, proposals));
         self.proposals += proposals;
-        self.newest
     }
 
-    /// Batch `last` and those before have their outcomes: they come in order.
+    /// Batch `last` and those before count as done. Outcomes come in order, but for refusals: a node that refuses does not
+    /// lead, and writes nothing.
     fn end(&mut self, last: u64) {
         while let Some((batch, proposals)) = self.batches.front()
             && *batch <= last
@@ -257,10 +286,13 @@ mod tests {
 
     use bytes::Bytes;
     use openraft::{errors::ForwardToLeader, raft::responder::Responder as _};
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::log::lock;
 
+    const QUEUE: usize = 8;
+    const ROOM: usize = 16;
     const NEVER: Duration = Duration::from_secs(3600);
 
     /// A batcher whose proposals end up in a list, and the log's progress.
@@ -269,6 +301,7 @@ mod tests {
         handed: Arc<Mutex<Vec<(Encoded, Responder)>>>,
         durable: watch::Sender<Progress>,
         tasks: Tasks,
+        admission: Arc<Semaphore>,
     }
 
     impl Bench {
@@ -284,7 +317,7 @@ mod tests {
                     std::future::ready(takes)
                 },
                 progress,
-                8,
+                QUEUE,
                 longest,
                 &tasks,
             );
@@ -293,12 +326,18 @@ mod tests {
                 handed,
                 durable,
                 tasks,
+                admission: Arc::new(Semaphore::new(ROOM)),
             }
         }
 
-        fn propose(&self, name: &'static str) -> Ticket {
+        fn try_propose(&self, name: &'static str) -> Result<Ticket, NotQueued> {
             let command = Encoded(Bytes::from_static(name.as_bytes()));
-            self.batcher.propose(command).unwrap()
+            let permit = Arc::clone(&self.admission).try_acquire_owned().unwrap();
+            self.batcher.propose(command, Arc::new(permit))
+        }
+
+        fn propose(&self, name: &'static str) -> Ticket {
+            self.try_propose(name).unwrap()
         }
 
         /// What was handed over, in order.
@@ -393,9 +432,24 @@ mod tests {
         assert!(!first.give_up(), "it is handed over");
         let (second, _third) = (bench.propose("b"), bench.propose("c"));
         assert!(second.give_up());
+        drop(second);
+        assert_eq!(
+            bench.admission.available_permits(),
+            ROOM - 2,
+            "it still takes up room, not \"a\""
+        );
         bench.sync();
         assert_eq!(bench.handed().await, ["a", "c"]);
-        assert_eq!(second.await.unwrap_err(), Stopped::Before);
+        assert_eq!(bench.admission.available_permits(), ROOM);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_not_a_stop() {
+        let bench = Bench::new(true, NEVER);
+        let _first = bench.propose("a");
+        assert_eq!(bench.handed().await, ["a"]);
+        let _waiting: Vec<_> = (0..QUEUE).map(|_| bench.propose("b")).collect();
+        assert!(matches!(bench.try_propose("c"), Err(NotQueued::Full)));
     }
 
     #[tokio::test]
@@ -408,15 +462,15 @@ mod tests {
         assert_eq!(waiting.await.unwrap_err(), Stopped::Before);
         lock(&bench.handed).clear();
         assert_eq!(handed.await.unwrap_err(), Stopped::Meanwhile);
-        let late = bench.batcher.propose(Encoded(Bytes::new()));
-        assert!(matches!(late, Err(Stopped::Before)));
+        let late = bench.try_propose("c");
+        assert!(matches!(late, Err(NotQueued::Stopped)));
 
         let stopped = Bench::new(false, NEVER);
         let ticket = stopped.propose("a");
         assert!(stopped.handed().await.is_empty());
         // The one that found out may be taken for one that was handed over; those behind it never.
         assert!(ticket.await.is_err());
-        let late = stopped.batcher.propose(Encoded(Bytes::new()));
-        assert!(matches!(late, Err(Stopped::Before)));
+        let late = stopped.try_propose("b");
+        assert!(matches!(late, Err(NotQueued::Stopped)));
     }
 }

@@ -159,10 +159,11 @@ impl Service {
         let server = &*self.0;
         let may_write = !matches!(request.method().as_str(), "GET" | "HEAD" | "LIST");
         let began = Instant::now();
-        let longest = if snapshot::is_streamed(request.uri().path()) {
-            snapshot::LONGEST
+        let (longest, deadlines) = if snapshot::is_streamed(request.uri().path()) {
+            // Much later than the others: not to be kept among them.
+            (snapshot::LONGEST, &Alarms::default())
         } else {
-            server.settings.max_request_duration
+            (server.settings.max_request_duration, &server.deadlines)
         };
         let deadline = began + longest;
         let label = Arc::new(Label {
@@ -186,7 +187,7 @@ impl Service {
                     Err(panic) => Poll::Ready(Err(panic)),
                 }
             });
-            match server.deadlines.within(deadline, caught).await {
+            match deadlines.within(deadline, caught).await {
                 Ok(Ok(outcome)) => outcome,
                 // The panic's own text went to standard error.
                 Ok(Err(_panic)) => Err(ApiError::Internal("a handler panicked".to_owned())),
@@ -465,7 +466,9 @@ impl Server {
         if api.no_forwarding || !matches!(self.node.role(), Role::Follower { .. }) {
             return None;
         }
-        self.forward(whole, hold(api.deadline)).await.ok()
+        let answer = self.forward(whole, hold(api.deadline)).await.ok()?;
+        // A leader that cannot answer now is no better than this node.
+        (!is_temporary(answer.status)).then_some(answer)
     }
 
     /// Sends the request to the leader. `NotLeader`, `NoLeader`: nothing was written.

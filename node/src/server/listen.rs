@@ -7,6 +7,7 @@
 
 use std::{
     convert::Infallible,
+    io::{self, IoSlice},
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -38,7 +39,7 @@ use strongroom_api::{
     alarm::{Alarm, Alarms},
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -209,24 +210,100 @@ pub(crate) async fn serve(
     graceful.shutdown().await;
 }
 
-/// The stream once something has arrived on it; hyper's own time-out starts only when it has seen which protocol is
-/// spoken, so a client that says nothing would hold its place for ever. A silent one is also let go at `stop`.
+/// What an HTTP/2 client sends first. Source: RFC 9113, section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The stream once it is clear which version of HTTP is spoken on it; hyper's own time-out starts only then, so a client that
+/// says nothing, or stops within the preface, would hold its place for ever. A silent one is also let go at `stop`.
 async fn first_bytes<S>(
-    stream: S,
+    mut stream: S,
     head_timeout: Duration,
     stop: &CancellationToken,
-) -> Option<BufReader<S>>
+) -> Option<Begun<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut stream = BufReader::new(stream);
+    let mut head = Vec::with_capacity(PREFACE.len());
     let spoke = tokio::select! {
         () = stop.cancelled() => false,
-        read = tokio::time::timeout(head_timeout, stream.fill_buf()) => {
-            matches!(read, Ok(Ok(bytes)) if !bytes.is_empty())
+        read = tokio::time::timeout(head_timeout, read_version(&mut stream, &mut head)) => {
+            matches!(read, Ok(Ok(())))
         }
     };
-    spoke.then_some(stream)
+    let begun = Begun {
+        head,
+        given: 0,
+        stream,
+    };
+    spoke.then_some(begun)
+}
+
+/// Reads until `head` is the preface, or something else.
+async fn read_version(stream: &mut (impl AsyncRead + Unpin), head: &mut Vec<u8>) -> io::Result<()> {
+    while PREFACE.starts_with(head) && head.len() < PREFACE.len() {
+        let missing = (PREFACE.len() - head.len()) as u64;
+        if stream.take(missing).read_buf(head).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+/// A stream of which the first bytes have been read: they are given again.
+struct Begun<S> {
+    head: Vec<u8>,
+    given: usize,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let left = this.head.get(this.given..).unwrap_or_default();
+        let Some(now) = left
+            .get(..left.len().min(into.remaining()))
+            .filter(|now| !now.is_empty())
+        else {
+            return Pin::new(&mut this.stream).poll_read(context, into);
+        };
+        into.put_slice(now);
+        this.given += now.len();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// Serves HTTP/1.1 or HTTP/2 on one connection until it ends.
@@ -333,7 +410,7 @@ async fn handshake(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<E
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
@@ -344,12 +421,29 @@ mod tests {
         assert!(first_bytes(server, soon, &stop).await.is_none());
         drop(silent);
 
-        let (mut speaking, server) = tokio::io::duplex(64);
-        speaking.write_all(b"GET").await.unwrap();
-        let mut stream = first_bytes(server, soon, &stop).await.unwrap();
-        let mut read = [0; 3];
-        stream.read_exact(&mut read).await.unwrap();
-        assert_eq!(&read, b"GET");
+        // One that stops where it could still become HTTP/2.
+        for start in [&b"P"[..], b"PRI * HT"] {
+            let (mut stopping, server) = tokio::io::duplex(64);
+            stopping.write_all(start).await.unwrap();
+            assert!(first_bytes(server, soon, &stop).await.is_none());
+            drop(stopping);
+        }
+
+        let longer = [PREFACE, b"and more"].concat();
+        for whole in [&b"GET"[..], b"PUT /v1/a", PREFACE, &longer] {
+            let (mut speaking, server) = tokio::io::duplex(64);
+            // In pieces: the version shows only with the last of them.
+            let (first, rest) = whole.split_at(1);
+            speaking.write_all(first).await.unwrap();
+            let begun = tokio::spawn(async move {
+                first_bytes(server, Duration::from_secs(60), &CancellationToken::new()).await
+            });
+            speaking.write_all(rest).await.unwrap();
+            let mut stream = begun.await.unwrap().unwrap();
+            let mut read = vec![0; whole.len()];
+            stream.read_exact(&mut read).await.unwrap();
+            assert_eq!(read, whole);
+        }
 
         let (silent, server) = tokio::io::duplex(64);
         stop.cancel();

@@ -196,10 +196,15 @@ fn run(shared: &Shared, mut sync: Sync, witness: &Witness, times: &SyncTimes) {
                 {
                     tracing::warn!(%error, "the log's witness file cannot be written; damage of the log's tail may go unnoticed");
                 }
-                shared
-                    .progress
-                    .send_modify(|p| p.batches = p.batches.max(upto));
-                complete_all(waiters, None);
+                // It may have been failed from elsewhere meanwhile.
+                let mut failed = None;
+                shared.progress.send_modify(|p| {
+                    failed.clone_from(&p.failed);
+                    if failed.is_none() {
+                        p.batches = p.batches.max(upto);
+                    }
+                });
+                complete_all(waiters, failed.as_deref());
             }
             Err(error) => {
                 let why = format!("syncing the Raft log failed: {error}");

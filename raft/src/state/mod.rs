@@ -212,7 +212,9 @@ impl Generation {
             }
         }
         let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        if watched.writing {
+        // A restore that came while this waited for the lock has made the other family the live one.
+        let replaced = keys::live(self.restores.load(Ordering::Acquire)) != family;
+        if watched.writing || replaced {
             drop(watched);
             return mod_index_in(&self.db, family, key);
         }
