@@ -231,6 +231,14 @@ pub enum TransferError {
         /// Entries it lacks.
         lag: u64,
     },
+    /// The named node was to take over, and another one did.
+    #[error("node `{leader}` leads now, not `{wanted}`: it was elected meanwhile; try again")]
+    Another {
+        /// Name of the one that was to.
+        wanted: String,
+        /// Name of the one that did.
+        leader: String,
+    },
     /// It did not happen in time; the voters elect a leader after an election time-out.
     #[error("leadership was not taken over in time; the voters elect a leader by themselves")]
     TimedOut,

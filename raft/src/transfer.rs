@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::timeout_at};
 use crate::{
     error::TransferError,
     net::Call,
-    plan::{Successor, View, newer, successor},
+    plan::{Successor, View, newer, successor, taken_over},
     raft::Role,
     services::Services,
 };
@@ -48,8 +48,8 @@ pub(crate) async fn transfer(
             .map_err(|fatal| TransferError::Fatal(fatal.to_string()))?;
         let until = deadline.min(Instant::now() + services.timing.election_min);
         let taken = role.wait_for(|role| role.leader.is_some_and(|leader| leader != own));
-        if matches!(timeout_at(until.into(), taken).await, Ok(Ok(_))) {
-            return Ok(());
+        if let Ok(Ok(role)) = timeout_at(until.into(), taken).await {
+            return taken_over(&view, wanted, target, role.leader.unwrap_or(target));
         }
         if Instant::now() >= deadline || role.has_changed().is_err() {
             return Err(TransferError::TimedOut);

@@ -69,7 +69,9 @@ fn transfer_error(error: TransferError) -> ClusterError {
         | TransferError::Ineligible(_)
         | TransferError::Silent(_)
         | TransferError::Behind { .. }) => ClusterError::Refused(error.to_string()),
-        error @ TransferError::TimedOut => ClusterError::Unavailable(error.to_string()),
+        error @ (TransferError::TimedOut | TransferError::Another { .. }) => {
+            ClusterError::Unavailable(error.to_string())
+        }
         error @ TransferError::Fatal(_) => ClusterError::Failed(chain(&error)),
     }
 }

@@ -18,6 +18,24 @@ pub(crate) enum Successor {
     Named(String),
 }
 
+/// Whether it went as wanted: `target` was asked to take over and `leader` leads. The voters can elect another one meanwhile.
+pub(crate) fn taken_over(
+    view: &View,
+    wanted: &Successor,
+    target: u64,
+    leader: u64,
+) -> Result<(), TransferError> {
+    match wanted {
+        Successor::Named(name) if leader != target => Err(TransferError::Another {
+            wanted: name.clone(),
+            leader: view
+                .info(leader)
+                .map_or_else(|| leader.to_string(), |info| info.name.clone()),
+        }),
+        Successor::Named(_) | Successor::Best | Successor::Anybody => Ok(()),
+    }
+}
+
 /// The voter to hand leadership to, without those `tried`.
 pub(crate) fn successor(
     view: &View,

@@ -33,7 +33,7 @@ use std::{
 
 pub use self::upgrade::UpgradeStatus;
 pub(crate) use self::{
-    lead::{Successor, successor},
+    lead::{Successor, successor, taken_over},
     upgrade::{look_at_versions, newer},
 };
 use crate::{

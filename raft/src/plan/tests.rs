@@ -539,6 +539,26 @@ fn leadership_goes_where_it_should_be() {
 }
 
 #[test]
+fn a_named_successor_that_another_one_forestalled_is_told() {
+    let view = view(&[&[1, 2, 3]], &[node(1, "a"), node(2, "b"), node(3, "c")]);
+    let named = Successor::Named("b".to_owned());
+    for (wanted, leader, told) in [
+        (&named, 2, false),
+        (&named, 3, true),
+        (&Successor::Best, 3, false),
+        (&Successor::Anybody, 3, false),
+    ] {
+        let outcome = taken_over(&view, wanted, 2, leader);
+        assert_eq!(outcome.is_err(), told, "{wanted:?} {leader}");
+    }
+    let error = taken_over(&view, &named, 2, 3).unwrap_err();
+    assert!(
+        error.to_string().contains("`c` leads now, not `b`"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_named_successor_is_looked_at_closely() {
     let nodes = [
         node(1, "a"),

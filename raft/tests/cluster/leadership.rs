@@ -78,7 +78,14 @@ async fn a_successor_that_dies_on_the_way_stops_nobody() {
             Instant::now() + Duration::from_millis(1200),
         )
         .await;
-    assert!(matches!(named, Err(TransferError::TimedOut)), "{named:?}");
+    // The others may have elected one by then.
+    assert!(
+        matches!(
+            named,
+            Err(TransferError::TimedOut | TransferError::Another { .. })
+        ),
+        "{named:?}"
+    );
     let started = Instant::now();
     cluster.write(put("k", "w")).await;
     let took = started.elapsed();
