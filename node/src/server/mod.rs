@@ -19,6 +19,7 @@ mod listen;
 pub(crate) mod node;
 mod restore;
 mod save;
+mod scheduling;
 mod serving;
 mod wire;
 
@@ -56,9 +57,10 @@ pub(crate) const BUILD_DATE: &str = "2026-11-23T00:00:00Z";
 
 /// Bodies are bounded even where the configuration lifts the limit.
 const LARGEST_BODY: usize = 1 << 30;
-/// Threads for requests and Raft, however few cores there are: the disk can hold one that writes to the log and one that
-/// applies, and somebody must be able to answer. More than that cost: with four on two cores a write takes a fifth more time.
-const MIN_WORKERS: usize = 3;
+/// Threads for requests and Raft, however few cores there are: the disk can hold the one that applies, and somebody must be able
+/// to answer (the log is written on a thread of its own). More than cores cost: with three on two a request takes a twentieth
+/// more time.
+const MIN_WORKERS: usize = 2;
 /// Open requests get this long to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(15);
 /// The same, when there is nothing left that could answer them.
@@ -67,6 +69,8 @@ const FATAL_DRAIN: Duration = Duration::from_secs(1);
 /// Runs a node until a signal ends it. 0: stopped as told; 1: could not start or cannot go on.
 pub(crate) fn run(config: Config) -> ExitCode {
     crate::telemetry::install();
+    // Before there are other threads: they take it over.
+    scheduling::no_interrupting();
     let workers = std::thread::available_parallelism().map_or(MIN_WORKERS, usize::from);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(MIN_WORKERS))
