@@ -85,6 +85,39 @@ async fn a_forwarded_request_is_never_sent_on() {
 }
 
 #[tokio::test]
+async fn a_read_that_writes_is_carried_out_by_the_leader() {
+    let (cluster, nodes, token) = Cluster::start(2).await;
+    for (path, body) in [("sys/mounts/kv", MOUNT), ("kv/app", r#"{"a":1}"#)] {
+        nodes[0].send(request("POST", path, &token, body)).await;
+    }
+    let mut keys = cluster.stored().into_iter().map(|(key, _)| key);
+    let counted = keys.find(|key| key.ends_with(b"/app"));
+    assert!(counted.is_some());
+    *cluster.counted.lock().unwrap() = counted;
+    let read = || request("GET", "kv/app", &token, "");
+    assert_eq!(nodes[1].send(read()).await.code(), 200);
+    // What the leader wrote for it is not old, whatever was asked for.
+    let mut stale = read();
+    let stale_wanted = HeaderValue::from_static("stale");
+    stale
+        .headers_mut()
+        .insert("x-strongroom-consistency", stale_wanted);
+    let answer = nodes[1].send(stale).await;
+    assert_eq!(answer.code(), 200);
+    assert!(!answer.headers.contains_key("x-strongroom-consistency"));
+    // It waits for a leader like a write, and one that was sent on is not sent on again.
+    let forwarded = Service::for_followers(nodes[1].port(), settings());
+    let answer = Answer::of(&forwarded, read()).await;
+    assert_eq!(answer.headers[&NOT_LEADER], "nothing-done");
+    let mut forbidden = read();
+    forbidden.headers_mut().insert(
+        "x-vault-no-request-forwarding",
+        HeaderValue::from_static("true"),
+    );
+    assert_eq!(nodes[1].send(forbidden).await.code(), 307);
+}
+
+#[tokio::test]
 async fn requests_are_held_while_nobody_leads() {
     let (cluster, nodes, token) = Cluster::start(2).await;
     nodes[0]

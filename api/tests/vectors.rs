@@ -26,7 +26,7 @@ use support::{Cluster, request};
 
 #[tokio::test]
 async fn answers_are_those_of_the_real_server() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let folder = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("tests/vectors");
     let mut failures = Vec::new();
     let mut count = 0;
     for file in fs::read_dir(folder).unwrap() {

@@ -279,18 +279,31 @@ impl Server {
         let wanted = request::wanted(&head.headers)?;
         // What the leader should answer is answered here for who takes what this node knows: there may be no leader.
         let here = sys::only_reads(&api) || (wanted.stale && !api.operation.is_write());
-        let whole = Request::from_parts(head, body);
+        let mut whole = Request::from_parts(head, body);
         let leaders = match here && !wanted.stale && !self.from_follower && self.node.falls_behind()
         {
-            true => self.read_at_leader(&api, &whole).await,
+            true => {
+                // Should it write something there and come back unanswered: it is the same request then.
+                whole
+                    .headers_mut()
+                    .insert(request::REQUEST_ID, id_header(id)?);
+                self.read_at_leader(&api, &whole).await
+            }
             false => None,
         };
         let mut answer = if let Some(answer) = leaders {
             answer
         } else if here {
-            read(&core, &wanted, hold(deadline))
-                .await?
-                .mark(self.carry_out(&core, &api).await?)
+            let fresh = read(&core, &wanted, hold(deadline)).await?;
+            match self.carry_out(&core, &api).await {
+                // What looks like a read wrote something, which only the leader may: nothing has been written yet.
+                Err(ApiError::NotLeader) if sys::only_reads(&api) => {
+                    // A write is never stale.
+                    whole.headers_mut().remove(&CONSISTENCY);
+                    self.write(&core, api, whole).await?
+                }
+                outcome => fresh.mark(outcome?),
+            }
         } else if wanted.stale {
             return Err(ApiError::BadRequest(
                 "a write cannot be stale: leave X-Strongroom-Consistency out".to_owned(),
@@ -405,8 +418,7 @@ impl Server {
                 Here::Unknown => perhaps_applied = true,
             }
         }
-        let id = Uuid::from_bytes(api.request_id).to_string();
-        let id = HeaderValue::from_str(&id).map_err(|e| ApiError::Internal(e.to_string()))?;
+        let id = id_header(Uuid::from_bytes(api.request_id))?;
         whole.headers_mut().insert(request::REQUEST_ID, id);
         let (api, whole) = (&api, &whole);
         loop {
@@ -662,6 +674,10 @@ fn before(deadline: Instant) -> Instant {
     let now = Instant::now();
     let left = deadline.saturating_duration_since(now);
     now + (left - left / 8)
+}
+
+fn id_header(id: Uuid) -> Result<HeaderValue, ApiError> {
+    HeaderValue::from_str(&id.to_string()).map_err(|e| ApiError::Internal(e.to_string()))
 }
 
 fn clone_request(request: &Request<Bytes>) -> Request<Bytes> {

@@ -84,6 +84,8 @@ pub(crate) struct Cluster {
     pub(crate) wraps: AtomicUsize,
     /// Before the next commit that a follower asks for, this stored key is written by somebody else.
     pub(crate) overtake: Mutex<Option<Vec<u8>>>,
+    /// Reading the value under this stored key writes something, as that of a token with limited uses will.
+    pub(crate) counted: Mutex<Option<Vec<u8>>>,
     /// Whole requests that followers have sent to the leader.
     pub(crate) forwards: AtomicUsize,
     /// What nodes were told to do with members, in order.
@@ -105,6 +107,7 @@ impl Cluster {
             unwraps: AtomicUsize::new(0),
             wraps: AtomicUsize::new(0),
             overtake: Mutex::default(),
+            counted: Mutex::default(),
             forwards: AtomicUsize::new(0),
             changes: Mutex::default(),
             restored: Mutex::default(),
@@ -198,6 +201,10 @@ impl Store for TestStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+        let counted = self.cluster.counted.lock().unwrap().as_deref() == Some(key);
+        if counted && *self.cluster.leader.lock().unwrap() != Some(self.id) {
+            return Err(StoreError::NotLeader);
+        }
         let state = self.cluster.state.lock().unwrap();
         Ok(state.map.get(key).map(|(mod_index, value)| Versioned {
             mod_index: *mod_index,
