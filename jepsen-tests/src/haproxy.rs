@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -90,7 +90,10 @@ impl Haproxy {
 }
 
 fn template() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/haproxy/haproxy.cfg");
+    // Cargo's, if it started this: one build may serve several checkouts. Every crate is beside the folder.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let path = here.join("../deploy/haproxy/haproxy.cfg");
     assert!(path.exists(), "{} is missing", path.display());
     path
 }

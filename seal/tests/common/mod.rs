@@ -130,10 +130,11 @@ impl Token {
     }
 
     fn build_chaos(&self) {
+        let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap();
         let status = Command::new("cc")
             .args(["-shared", "-fPIC", "-o"])
             .arg(self.chaos())
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos.c"))
+            .arg(Path::new(&here).join("tests/chaos.c"))
             .args(["-ldl", "-lpthread"])
             .status()
             .unwrap();
