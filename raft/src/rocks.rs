@@ -9,7 +9,7 @@ use std::{io, path::Path, sync::LazyLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel,
-    Options,
+    Options, ReadOptions,
 };
 
 use crate::{
@@ -60,7 +60,8 @@ impl Kind {
             .map(|name| {
                 let mut options = Options::default();
                 let buffer = match (self, *name) {
-                    (Self::Log, CF_LOG) => 16 << 20,
+                    // Its newest entries are in memory a second time, to be sent and applied.
+                    (Self::Log, CF_LOG) => 8 << 20,
                     (Self::State, CF_KV | CF_KV_B) => 16 << 20,
                     _ => 4 << 20,
                 };
@@ -74,7 +75,15 @@ impl Kind {
 
 /// Blocks read from files: one cache for the whole process, or each column family of each database has its own.
 static BLOCKS: LazyLock<Cache> = LazyLock::new(|| Cache::new_lru_cache(BLOCK_CACHE));
-const BLOCK_CACHE: usize = 48 << 20;
+/// A hundred thousand values of 256 bytes. What is not in it is one call to the kernel away, which caches the files.
+const BLOCK_CACHE: usize = 32 << 20;
+
+/// For reading a range once: what readers of single keys have in the cache stays there.
+pub(crate) fn once() -> ReadOptions {
+    let mut once = ReadOptions::default();
+    once.fill_cache(false);
+    once
+}
 
 fn table(kind: Kind, family: &str) -> BlockBasedOptions {
     let mut table = BlockBasedOptions::default();

@@ -191,6 +191,11 @@ impl SyncTimes {
         }
     }
 
+    /// What has begun was no sync.
+    pub(crate) fn pass(&self) {
+        self.running.store(0, Ordering::Relaxed);
+    }
+
     /// What has come since the last call; a sync that hangs counts each time.
     fn take(&self) -> [u32; SIZES] {
         let mut taken = [0; SIZES];

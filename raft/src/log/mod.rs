@@ -4,9 +4,12 @@
 //! callback when they are.
 //!
 //! Invariants
-//! - Every write is one batch with a running number; batches reach the WAL in call order, so vote and entries are never
-//!   reordered, and a prefix of the batches is what a crash leaves.
-//! - `append` returns when the entries can be read, before they are synced; the flusher completes its callback after.
+//! - Every change has a running number; changes reach the WAL in that order, so vote and entries are never reordered, and all
+//!   changes up to some number are what a crash leaves.
+//! - `append` returns when the entries can be read, before they are written; the flusher writes and syncs them on a thread of
+//!   its own and completes the callback after. No thread that answers requests waits for the disk here.
+//! - What is not written yet is in memory: the tail keeps every entry that may be, and what the database holds from the tail's
+//!   first entry on does not count.
 //! - After one failed write or sync, and after a leader has shown that acknowledged entries are gone, nothing is written any
 //!   more.
 //!
@@ -29,11 +32,16 @@ use std::{
 
 use openraft::{EntryPayload, storage::IOFlushed};
 use prost::Message;
-use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
+use rocksdb::{ColumnFamily, DB, Direction, IteratorMode, WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
 
 pub(crate) use self::flusher::{Progress, Sync, lock};
-use self::{flusher::Flusher, recover::Recovered, sizes::Sizes, witness::Witness};
+use self::{
+    flusher::{Flusher, Waiter},
+    recover::Recovered,
+    sizes::Sizes,
+    witness::Witness,
+};
 use crate::{
     error::{OpenError, REJOIN},
     fail,
@@ -50,7 +58,9 @@ use crate::{
 };
 
 /// Bytes of recent entries kept in memory: replication and apply normally never touch the disk.
-const TAIL_BYTES: usize = 16 << 20;
+const TAIL_BYTES: usize = 8 << 20;
+/// Bytes that may wait to be written; the next append waits then.
+const QUEUED_BYTES: usize = 32 << 20;
 /// Bytes of entries given out at once; one entry is always given.
 pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// Above this many entries a truncation uses a range tombstone, which slows later scans, instead of single ones.
@@ -74,19 +84,22 @@ struct Writer {
     /// `None` after close.
     db: Option<Arc<DB>>,
     vote: Option<Vote>,
+    committed: Option<LogId>,
     purged: Option<LogId>,
     last: Option<LogId>,
     /// Index of the first entry there is or may be. openraft's log starts at 0; its storage suite starts elsewhere.
     first: u64,
+    /// Number of the last change.
     batches: u64,
     scanned: u64,
     tail: Tail,
     sizes: Sizes,
     /// Bytes purged and possibly still on the disk.
     purged_bytes: u64,
-    /// Appends that may not be durable yet: (last index, batch number), both ascending.
+    /// Appends that may not be durable yet: (last index, number of the change), both ascending.
     pending: VecDeque<(u64, u64)>,
-    failed: Option<String>,
+    /// Every entry up to here is durable.
+    durable: Option<u64>,
 }
 
 /// The newest entries, contiguous up to the last.
@@ -100,9 +113,21 @@ impl Tail {
     fn push(&mut self, entry: Entry) {
         self.bytes += cost(&entry);
         self.entries.push_back(entry);
-        while self.bytes > TAIL_BYTES && self.entries.len() > 1 {
+    }
+
+    /// Lets go of what is too much, as far as it is on the disk.
+    fn shrink(&mut self, durable: Option<u64>) {
+        while self.bytes > TAIL_BYTES
+            && self.entries.len() > 1
+            && self.first().is_some_and(|first| Some(first) <= durable)
+        {
             self.pop_front();
         }
+    }
+
+    /// Index of the first entry.
+    fn first(&self) -> Option<u64> {
+        self.entries.front().map(|entry| entry.log_id.index)
     }
 
     fn pop_front(&mut self) {
@@ -135,7 +160,7 @@ impl Tail {
 
     /// Entries `start..end`, as many as fit in `max_bytes`; `None` if the tail does not reach back to `start`.
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> Option<Vec<Entry>> {
-        let first = self.entries.front()?.log_id.index;
+        let first = self.first()?;
         let skip = usize::try_from(start.checked_sub(first)?).ok()?;
         let wanted = usize::try_from(end.saturating_sub(start)).ok()?;
         let mut bytes = 0;
@@ -163,38 +188,62 @@ fn cost(entry: &Entry) -> usize {
     payload + size_of::<Entry>()
 }
 
+/// The families of the log's database.
+struct Families<'a> {
+    log: &'a ColumnFamily,
+    meta: &'a ColumnFamily,
+}
+
+impl<'a> Families<'a> {
+    fn of(db: &'a DB) -> io::Result<Self> {
+        Ok(Self {
+            log: cf(db, CF_LOG)?,
+            meta: cf(db, CF_META)?,
+        })
+    }
+}
+
 impl Writer {
     fn db(&self) -> io::Result<Arc<DB>> {
-        if let Some(why) = &self.failed {
-            return Err(io::Error::other(why.clone()));
-        }
         self.db
             .clone()
             .ok_or_else(|| io::Error::other("the log is closed"))
     }
 
-    /// Writes one batch, not synced, and gives its number.
+    /// Has one change written, and tells `waiter` when it is durable; gives its number.
     fn write(
         &mut self,
-        fill: impl FnOnce(&DB, &mut WriteBatch) -> io::Result<()>,
+        flusher: &Flusher,
+        waiter: Option<Waiter>,
+        fill: impl FnOnce(&Families<'_>, &mut WriteBatch),
     ) -> io::Result<u64> {
         let db = self.db()?;
+        let families = Families::of(&db)?;
         let number = self.batches + 1;
-        let mut batch = WriteBatch::default();
-        fill(&db, &mut batch)?;
-        batch.put_cf(cf(&db, CF_META)?, META_BATCHES, number.to_be_bytes());
-        db.write_opt(batch, &WriteOptions::default())
-            .map_err(|error| {
-                let why = format!(
-                    "writing the Raft log failed: {error}{}",
-                    rocks::advice(&error)
-                );
-                self.failed = Some(why.clone());
-                io::Error::other(why)
-            })?;
+        flusher.write(number, waiter, |batch| fill(&families, batch))?;
         self.batches = number;
         Ok(number)
     }
+
+    /// Takes note of what has become durable.
+    fn settle(&mut self, durable: u64) {
+        while let Some((index, _)) = self
+            .pending
+            .front()
+            .filter(|(_, number)| *number <= durable)
+        {
+            self.durable = self.durable.max(Some(*index));
+            self.pending.pop_front();
+        }
+    }
+}
+
+/// Writes `batch`, not synced, whose last change has number `number`.
+fn write_batch(db: &DB, mut batch: WriteBatch, number: u64) -> Result<(), String> {
+    let meta = cf(db, CF_META).map_err(|error| error.to_string())?;
+    batch.put_cf(meta, META_BATCHES, number.to_be_bytes());
+    db.write_opt(batch, &WriteOptions::default())
+        .map_err(|error| format!("{error}{}", rocks::advice(&error)))
 }
 
 /// See [`LogStore::set_back`].
@@ -242,15 +291,18 @@ impl LogStore {
             });
         }
         let db = Arc::new(db);
-        let mut writer = Writer::new(Arc::clone(&db), &found);
+        let committed = recover::read_committed(&db).map_err(read)?;
+        let mut writer = Writer::new(Arc::clone(&db), &found, committed);
         let batches = writer.begin(claimed, identity).map_err(read)?;
         // What was recovered must be durable before it is counted on: the last run may have died before its sync.
         db.flush_wal(true)
             .map_err(|error| read(io::Error::other(error)))?;
         witness.record(batches).map_err(read)?;
         let times = Arc::<SyncTimes>::default();
+        let theirs = Arc::clone(&db);
+        let write = Box::new(move |batch, number| write_batch(&theirs, batch, number));
         let flusher =
-            Flusher::start(sync(db), witness, batches, Arc::clone(&times)).map_err(read)?;
+            Flusher::start(write, sync(db), witness, batches, Arc::clone(&times)).map_err(read)?;
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             flusher,
@@ -299,7 +351,7 @@ impl LogStore {
         let synced = {
             let writer = self.writer()?;
             let durable = self.0.flusher.progress().borrow().batches;
-            (durable < writer.batches).then(|| self.0.flusher.sync(writer.batches))
+            (durable < writer.batches).then(|| self.0.flusher.sync())
         };
         match synced {
             None => Ok(()),
@@ -311,7 +363,16 @@ impl LogStore {
 
     /// Id of the entry at `index`, if the log has it. Blocks.
     pub(crate) fn id_at(&self, index: u64) -> io::Result<Option<LogId>> {
-        let db = lock(&self.0.writer).db()?;
+        let db = {
+            let writer = lock(&self.0.writer);
+            if index < writer.first || writer.last.is_none_or(|last| last.index < index) {
+                return Ok(None);
+            }
+            if let Some(entries) = writer.tail.read(index, index + 1, 0) {
+                return Ok(entries.first().map(|entry| entry.log_id));
+            }
+            writer.db()?
+        };
         let stored = db
             .get_cf(cf(&db, CF_LOG)?, keys::log(index))
             .map_err(io::Error::other)?;
@@ -335,7 +396,7 @@ impl LogStore {
         (writer.purged, writer.last)
     }
 
-    /// The writer, unless a sync has failed: what is written behind that could only mislead.
+    /// The writer, unless a write or a sync has failed: what is written behind that could only mislead.
     fn writer(&self) -> io::Result<MutexGuard<'_, Writer>> {
         let failed = self.0.flusher.progress().borrow().failed.clone();
         match failed {
@@ -344,18 +405,41 @@ impl LogStore {
         }
     }
 
+    /// Returns once there is room for more that is to be written.
+    async fn room(&self) -> io::Result<()> {
+        if self.0.flusher.queued() <= QUEUED_BYTES {
+            return Ok(());
+        }
+        // Looks again after every round.
+        let roomy = |progress: &Progress| {
+            progress.failed.is_some() || self.0.flusher.queued() <= QUEUED_BYTES
+        };
+        let mut progress = self.0.flusher.progress();
+        let roomy = progress.wait_for(roomy).await;
+        let failed = roomy
+            .map_err(|_| io::Error::other("the log is closed"))?
+            .failed
+            .clone();
+        failed.map_or(Ok(()), |why| Err(io::Error::other(why)))
+    }
+
     fn append(
         &self,
         entries: Vec<Entry>,
         callback: IOFlushed<crate::types::TypeConfig>,
     ) -> io::Result<()> {
+        // Not while holding the writer.
+        let records: Vec<_> = entries
+            .iter()
+            .map(|entry| (keys::log(entry.log_id.index), record::encode(entry)))
+            .collect();
+        let durable = self.0.flusher.progress().borrow().batches;
         let mut writer = self.writer()?;
-        let number = writer.write(|db, batch| {
-            let log = cf(db, CF_LOG)?;
-            for entry in &entries {
-                batch.put_cf(log, keys::log(entry.log_id.index), record::encode(entry));
+        let waiter = Some(Waiter::Append(callback));
+        let number = writer.write(&self.0.flusher, waiter, |families, batch| {
+            for (key, record) in &records {
+                batch.put_cf(families.log, key, record);
             }
-            Ok(())
         })?;
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
             if writer.last == writer.purged {
@@ -364,57 +448,45 @@ impl LogStore {
             writer.last = Some(last.log_id);
             writer.pending.push_back((last.log_id.index, number));
         }
-        let durable = self.0.flusher.progress().borrow().batches;
-        while writer
-            .pending
-            .front()
-            .is_some_and(|(_, batch)| *batch <= durable)
-        {
-            writer.pending.pop_front();
-        }
         figures().log_entries.increment(entries.len() as u64);
         for entry in entries {
             let bytes = u64::try_from(cost(&entry)).unwrap_or(u64::MAX);
             writer.sizes.append(entry.log_id.index, bytes);
             writer.tail.push(entry);
         }
-        // Still under the lock, so that callbacks queue in the order of their batches.
-        self.0.flusher.append(number, callback);
+        writer.settle(durable);
+        let durable = writer.durable;
+        writer.tail.shrink(durable);
         Ok(())
     }
 
     fn save_vote(&self, vote: &Vote) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+        let (tx, synced) = oneshot::channel();
         let mut writer = self.writer()?;
-        let number = writer.write(|db, batch| {
-            batch.put_cf(
-                cf(db, CF_META)?,
-                META_VOTE,
-                VoteProto::from(vote).encode_to_vec(),
-            );
-            Ok(())
+        let waiter = Some(Waiter::Sync(tx));
+        writer.write(&self.0.flusher, waiter, |families, batch| {
+            let vote = VoteProto::from(vote).encode_to_vec();
+            batch.put_cf(families.meta, META_VOTE, vote);
         })?;
         writer.vote = Some(*vote);
-        Ok(self.0.flusher.sync(number))
+        Ok(synced)
     }
 
     fn save_committed(&self, committed: Option<&LogId>) -> io::Result<()> {
         let mut writer = self.writer()?;
-        writer.write(|db, batch| {
-            let meta = cf(db, CF_META)?;
-            match committed {
-                Some(id) => {
-                    batch.put_cf(meta, META_COMMITTED, LogIdProto::from(id).encode_to_vec());
-                }
-                None => batch.delete_cf(meta, META_COMMITTED),
+        writer.write(&self.0.flusher, None, |families, batch| match committed {
+            Some(id) => {
+                let id = LogIdProto::from(id).encode_to_vec();
+                batch.put_cf(families.meta, META_COMMITTED, id);
             }
-            Ok(())
+            None => batch.delete_cf(families.meta, META_COMMITTED),
         })?;
+        writer.committed = committed.copied();
         Ok(())
     }
 
-    fn read_committed(&self) -> io::Result<Option<LogId>> {
-        let db = lock(&self.0.writer).db()?;
-        recover::read_committed(&db)
+    fn committed(&self) -> Option<LogId> {
+        lock(&self.0.writer).committed
     }
 
     fn truncate_after(&self, last: Option<LogId>) -> io::Result<()> {
@@ -425,23 +497,27 @@ impl LogStore {
             return Ok(());
         }
         let scanned = writer.scanned.min(next.saturating_sub(1));
-        writer.write(|db, batch| {
-            let log = cf(db, CF_LOG)?;
+        writer.write(&self.0.flusher, None, |Families { log, meta }, batch| {
             if end - next <= MAX_POINT_DELETES {
                 (next..end).for_each(|index| batch.delete_cf(log, keys::log(index)));
             } else {
                 batch.delete_range_cf(log, keys::log(next), keys::log(end));
             }
             // Entries written from here on have not been through a start-up scan.
-            batch.put_cf(cf(db, CF_META)?, META_SCANNED, scanned.to_be_bytes());
-            Ok(())
+            batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
         })?;
         writer.scanned = scanned;
         writer.last = last.max(writer.purged);
         writer.tail.truncate_after(next);
         writer.sizes.truncate_after(next.saturating_sub(1));
-        for (index, _) in &mut writer.pending {
-            *index = (*index).min(next.saturating_sub(1));
+        let kept = next.checked_sub(1);
+        writer.durable = writer.durable.min(kept);
+        match kept {
+            None => writer.pending.clear(),
+            Some(kept) => {
+                let appended = writer.pending.iter_mut();
+                appended.for_each(|(index, _)| *index = (*index).min(kept));
+            }
         }
         Ok(())
     }
@@ -452,11 +528,10 @@ impl LogStore {
         if upto.index < first {
             return Ok(());
         }
-        writer.write(|db, batch| {
+        writer.write(&self.0.flusher, None, |families, batch| {
             let id = LogIdProto::from(&upto).encode_to_vec();
-            batch.put_cf(cf(db, CF_META)?, META_PURGED, id);
-            batch.delete_range_cf(cf(db, CF_LOG)?, keys::log(first), keys::log(upto.index + 1));
-            Ok(())
+            batch.put_cf(families.meta, META_PURGED, id);
+            batch.delete_range_cf(families.log, keys::log(first), keys::log(upto.index + 1));
         })?;
         writer.purged = Some(upto);
         writer.first = upto.index + 1;
@@ -468,7 +543,7 @@ impl LogStore {
         writer.purged_bytes += before.saturating_sub(writer.sizes.after(upto.index));
         writer.sizes.purge(upto.index);
         drop(writer);
-        fail::point("purge-written");
+        fail::point("purge-begun");
         Ok(())
     }
 
@@ -508,7 +583,8 @@ impl LogStore {
             .map_err(io::Error::other)?
     }
 
-    /// Entries `start..end` that the log has, as many as fit in `max_bytes` but at least one.
+    /// Entries from `start` on and before `end` that the log has: as many as fit in `max_bytes` and lie in one place, memory or
+    /// disk, but at least one.
     ///
     /// # Errors
     /// A hole or a damaged record between the log's bounds.
@@ -528,6 +604,8 @@ impl LogStore {
             if let Some(entries) = writer.tail.read(start, end, max_bytes) {
                 return Ok(entries);
             }
+            // What the tail has may be newer than what is written.
+            let end = writer.tail.first().map_or(end, |first| end.min(first));
             (writer.db()?, start, end)
         };
         tokio::task::spawn_blocking(move || read_from_disk(&db, start, end, max_bytes))
@@ -589,7 +667,7 @@ impl LogStore {
 }
 
 impl Writer {
-    fn new(db: Arc<DB>, found: &Recovered) -> Self {
+    fn new(db: Arc<DB>, found: &Recovered, committed: Option<LogId>) -> Self {
         let first = found.purged.map_or(0, |id| id.index + 1);
         let sizes = found.last.map_or_else(Sizes::default, |last| {
             Sizes::new(first, last.index, stored_bytes(&db))
@@ -597,6 +675,7 @@ impl Writer {
         Self {
             db: Some(db),
             vote: found.vote,
+            committed,
             purged: found.purged,
             last: found.last,
             first,
@@ -606,22 +685,24 @@ impl Writer {
             sizes,
             purged_bytes: 0,
             pending: VecDeque::new(),
-            failed: None,
+            durable: found.last.map(|last| last.index),
         }
     }
 
-    /// First batch of a run: claims a new database, and marks how far the start-up scan went.
+    /// First change of a run: claims a new database, and marks how far the start-up scan went.
     fn begin(&mut self, claimed: bool, identity: &Identity) -> io::Result<u64> {
         let scanned = self.last.map_or(0, |id| id.index);
-        let number = self.write(|db, batch| {
-            let meta = cf(db, CF_META)?;
-            if !claimed {
-                let value = keys::format_value(&identity.cluster_id, identity.raft_id);
-                batch.put_cf(meta, META_FORMAT, value);
-            }
-            batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
-            Ok(())
-        })?;
+        let number = self.batches + 1;
+        let (db, mut batch) = (self.db()?, WriteBatch::default());
+        let meta = cf(&db, CF_META)?;
+        if !claimed {
+            let value = keys::format_value(&identity.cluster_id, identity.raft_id);
+            batch.put_cf(meta, META_FORMAT, value);
+        }
+        batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
+        write_batch(&db, batch, number)
+            .map_err(|why| io::Error::other(format!("writing the Raft log failed: {why}")))?;
+        self.batches = number;
         self.scanned = scanned;
         Ok(number)
     }
@@ -632,7 +713,8 @@ fn read_from_disk(db: &DB, start: u64, end: u64, max_bytes: usize) -> io::Result
     let mut bytes = 0;
     let key = keys::log(start);
     let from = IteratorMode::From(&key, Direction::Forward);
-    for (index, item) in (start..end).zip(db.iterator_cf(cf(db, CF_LOG)?, from)) {
+    for (index, item) in (start..end).zip(db.iterator_cf_opt(cf(db, CF_LOG)?, rocks::once(), from))
+    {
         let (key, value) = item.map_err(io::Error::other)?;
         if *key != keys::log(index) {
             return Err(io::Error::other(format!("log entry {index} is missing")));

@@ -20,7 +20,7 @@ use crate::{
         be_u64,
     },
     proto::{LogIdProto, VoteProto},
-    rocks::cf,
+    rocks::{self, cf},
     types::{LogId, Vote},
 };
 
@@ -76,8 +76,9 @@ fn scan(db: &DB) -> io::Result<Recovered> {
     let mut last = purged;
     let mut expected = from;
     let start = keys::log(from);
-    for item in db.iterator_cf(
+    for item in db.iterator_cf_opt(
         cf(db, CF_LOG)?,
+        rocks::once(),
         IteratorMode::From(&start, Direction::Forward),
     ) {
         let (key, value) = item.map_err(io::Error::other)?;

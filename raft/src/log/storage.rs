@@ -31,7 +31,18 @@ impl RaftLogReader<TypeConfig> for LogStore {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (start, end) = bounds(&range);
-        self.read(start, end, usize::MAX).await
+        let mut entries = self.read(start, end, usize::MAX).await?;
+        // The rest may be in memory.
+        while let Some(next) = entries.last().map(|last| last.log_id.index + 1)
+            && next < end
+        {
+            let more = self.read(next, end, usize::MAX).await?;
+            if more.is_empty() {
+                break;
+            }
+            entries.extend(more);
+        }
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -103,7 +114,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        Self::read_committed(self)
+        Ok(self.committed())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
@@ -111,6 +122,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        self.room().await?;
         Self::append(self, entries.into_iter().collect(), callback)
     }
 

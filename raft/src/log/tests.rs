@@ -420,3 +420,122 @@ async fn purged_entries_give_their_disk_back() {
     assert_eq!(entries, (1560..1600).map(big).collect::<Vec<_>>());
     log.close();
 }
+
+/// A log whose syncs wait for permission.
+fn stuck(dir: &Path) -> (LogStore, std::sync::mpsc::Sender<()>) {
+    let (permit, permits) = std::sync::mpsc::channel();
+    let log = LogStore::open_with(dir, &identity(), |db| {
+        Box::new(move || {
+            // Without a sender any more it goes on.
+            permits.recv().ok();
+            db.flush_wal(true).map_err(|error| error.to_string())
+        })
+    });
+    (log.unwrap(), permit)
+}
+
+fn entry_of(term: u64, index: u64) -> Entry {
+    Entry {
+        log_id: log_id(term, 1, index),
+        ..entry(index)
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_written_yet_is_read_as_if_it_were() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 10).await;
+    let (mut log, permit) = stuck(dir.path());
+    let append = |mut log: LogStore, term, range: std::ops::Range<u64>| async move {
+        let entries = range.map(|index| entry_of(term, index));
+        RaftLogStorage::append(&mut log, entries, IOFlushed::noop()).await
+    };
+    // The first is written and waits in its sync; the others are not even written.
+    append(log.clone(), TERM, 10..20).await.unwrap();
+    append(log.clone(), TERM, 20..25).await.unwrap();
+    // Another leader: over what is written, over what is not, and below all that is in memory.
+    for (kept, term) in [(22, 4), (14, 5), (4, 6)] {
+        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, kept)))
+            .await
+            .unwrap();
+        append(log.clone(), term, kept + 1..kept + 4).await.unwrap();
+        let want: Vec<Entry> = (0..=kept)
+            .map(entry)
+            .chain((kept + 1..kept + 4).map(|index| entry_of(term, index)))
+            .collect();
+        assert_eq!(log.try_get_log_entries(0..99).await.unwrap(), want);
+        for start in [0, 3, kept, kept + 1, kept + 3] {
+            let found = log.limited_get_log_entries(start, 99).await.unwrap();
+            let all = &want[usize::try_from(start).unwrap()..];
+            assert!(!found.is_empty() && all.starts_with(&found), "{start}");
+        }
+        for (index, entry) in (0..).zip(&want) {
+            assert_eq!(log.id_at(index).unwrap(), Some(entry.log_id));
+        }
+        assert_eq!(log.id_at(kept + 4).unwrap(), None);
+    }
+    RaftLogStorage::save_committed(&mut log, Some(log_id(TERM, 1, 3)))
+        .await
+        .unwrap();
+    assert_eq!(
+        log.read_committed().await.unwrap(),
+        Some(log_id(TERM, 1, 3))
+    );
+    log.purge(log_id(TERM, 1, 1)).unwrap();
+    let before = log.try_get_log_entries(0..99).await.unwrap();
+    assert_eq!(before.len(), 6);
+    let mut vote = vote();
+    vote.leader_id.term = 6;
+    drop(LogStore::save_vote(&log, &vote).unwrap());
+    drop(permit);
+    log.close();
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(0..99).await.unwrap(), before);
+    assert_eq!(
+        log.read_committed().await.unwrap(),
+        Some(log_id(TERM, 1, 3))
+    );
+    log.close();
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_fills_memory_up_to_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, permit) = stuck(dir.path());
+    drop(LogStore::save_vote(&log, &vote()).unwrap());
+    let filling = tokio::spawn({
+        let mut log = log.clone();
+        async move {
+            for index in 0..60 {
+                let entry = Entry {
+                    log_id: log_id(TERM, 1, index),
+                    payload: EntryPayload::Normal(Encoded(vec![7; 1 << 20].into())),
+                };
+                RaftLogStorage::append(&mut log, [entry], IOFlushed::noop())
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    while log.0.flusher.queued() <= QUEUED_BYTES {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!filling.is_finished());
+    let held = log.0.flusher.queued();
+    assert!(held < QUEUED_BYTES + (2 << 20), "{held}");
+    // More than the tail keeps otherwise: it is nowhere else.
+    let entries = log.read(1, 20, usize::MAX).await.unwrap();
+    assert_eq!(entries.len(), 19);
+    drop(permit);
+    filling.await.unwrap();
+    log.barrier().await.unwrap();
+    let mut log = log;
+    log.blocking_append([entry(60)]).await.unwrap();
+    let kept = lock(&log.0.writer).tail.bytes;
+    assert!(kept < TAIL_BYTES + (1 << 20), "{kept}");
+    log.close();
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(0..99).await.unwrap().len(), 61);
+    log.close();
+}

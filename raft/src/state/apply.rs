@@ -68,7 +68,7 @@ pub(crate) trait View {
     /// Log index of the last write to `key` in `family`; `None`: nothing is stored there.
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>>;
     /// How many restores there have been: says which family is live.
-    fn restores(&self) -> io::Result<u64>;
+    fn restores(&self) -> u64;
     /// The restore under way.
     fn staging(&self) -> io::Result<Option<Staging>>;
     /// How requests are remembered.
@@ -172,7 +172,7 @@ impl Changes {
         if counted && let Some(first) = self.remembered(view, &request)? {
             return Ok(first);
         }
-        let restores = self.restores(view)?;
+        let restores = self.restores(view);
         if command.restores != restores && command.restore_step().is_none() {
             // Not remembered: the same request may come again, made for the new data.
             return Ok(Applied {
@@ -197,8 +197,8 @@ impl Changes {
         Ok(applied)
     }
 
-    fn restores(&self, view: &impl View) -> io::Result<u64> {
-        self.restores.map_or_else(|| view.restores(), Ok)
+    fn restores(&self, view: &impl View) -> u64 {
+        self.restores.unwrap_or_else(|| view.restores())
     }
 
     fn staging(&self, view: &impl View) -> io::Result<Option<Staging>> {
@@ -251,11 +251,11 @@ impl Changes {
                 if self.puts_floor > 0 {
                     self.puts_floor += 1;
                 }
-                let family = keys::live(self.restores(view)?);
+                let family = keys::live(self.restores(view));
                 self.put(family, index, key, value);
             }
             Op::Delete { key } => {
-                let family = keys::live(self.restores(view)?);
+                let family = keys::live(self.restores(view));
                 let overlay = self.keys.entry(family).or_default();
                 overlay.keys.insert(key.clone(), None);
                 self.list.push(Change::Delete { family, key });
@@ -279,7 +279,7 @@ impl Changes {
 
     /// Carries out a step that fits.
     fn step(&mut self, view: &impl View, index: u64, step: RestoreStep) -> io::Result<()> {
-        let restores = self.restores(view)?;
+        let restores = self.restores(view);
         let family = keys::staging(restores);
         match step {
             RestoreStep::Begin { id } => {

@@ -78,7 +78,8 @@ impl Checkpoint {
             .db
             .as_ref()
             .ok_or_else(|| io::Error::other("the checkpoint is gone"))?;
-        let items = db.iterator_cf(cf(db, live_family(db)?)?, IteratorMode::Start);
+        let family = cf(db, live_family(db)?)?;
+        let items = db.iterator_cf_opt(family, rocks::once(), IteratorMode::Start);
         Ok(items.map(|item| {
             let (key, stored) = item.map_err(io::Error::other)?;
             let (mod_index, value) = split_value(&stored)?;

@@ -117,8 +117,15 @@ struct Generation {
 #[derive(Default)]
 struct Watched {
     keys: HashMap<Box<[u8]>, Known>,
-    /// A batch is being written. What a reader finds meanwhile is not kept: it may be in the batch.
-    writing: bool,
+    /// Batches that have begun or ended to be written: odd while one is. What a reader finds meanwhile is not kept: it may be in
+    /// the batch.
+    writes: u64,
+}
+
+impl Watched {
+    fn writing(&self) -> bool {
+        self.writes % 2 == 1
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +159,7 @@ impl Generation {
     fn before_write(&self, changes: &Changes, restored: bool) -> Hits {
         let live = keys::live(self.restores.load(Ordering::Acquire));
         let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        watched.writing = true;
+        watched.writes += 1;
         if restored {
             watched.keys.clear();
         }
@@ -186,7 +193,7 @@ impl Generation {
     /// After `changes` are written.
     fn after_write(&self, changes: &Changes, hits: Hits) {
         let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        watched.writing = false;
+        watched.writes += 1;
         for (key, after) in hits {
             if let Some(known) = watched.keys.get_mut(&key[..]) {
                 *known = Known::Is(after);
@@ -203,27 +210,28 @@ impl Generation {
 
     /// Log index of the last write of `key`. `family`: the live one.
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
-        {
+        let writes = {
             let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
             match watched.keys.get(key) {
                 Some(Known::Is(index)) => return Ok(*index),
-                Some(Known::Changing) => return mod_index_in(&self.db, family, key),
-                None => {}
+                Some(Known::Changing) => None,
+                None => Some(watched.writes).filter(|_| !watched.writing()),
             }
-        }
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        // A restore that came while this waited for the lock has made the other family the live one.
-        let replaced = keys::live(self.restores.load(Ordering::Acquire)) != family;
-        if watched.writing || replaced {
-            drop(watched);
-            return mod_index_in(&self.db, family, key);
-        }
-        // Under the lock: no batch is written between reading and keeping.
+        };
+        // Without the lock: the disk may hang, and everybody asks here.
         let found = mod_index_in(&self.db, family, key)?;
-        if watched.keys.len() >= MAX_WATCHED {
-            watched.keys.clear();
+        let Some(writes) = writes else {
+            return Ok(found);
+        };
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        // A restore that came meanwhile has made the other family the live one.
+        let replaced = keys::live(self.restores.load(Ordering::Acquire)) != family;
+        if watched.writes == writes && !replaced {
+            if watched.keys.len() >= MAX_WATCHED {
+                watched.keys.clear();
+            }
+            watched.keys.insert(key.into(), Known::Is(found));
         }
-        watched.keys.insert(key.into(), Known::Is(found));
         Ok(found)
     }
 }
@@ -540,19 +548,24 @@ fn index_of(position: &Position) -> u64 {
     position.applied.map_or(0, |id| id.index)
 }
 
-/// Reads the state directly; one per apply batch.
+/// What the state is before an apply batch; one for each.
 struct DbView {
     generation: Arc<Generation>,
     memory: Memory,
 }
 
 impl View for DbView {
+    /// Nothing is written between this and the commit, so what is known of a watched key is what the database has.
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
-        mod_index_in(&self.generation.db, family, key)
+        if family == keys::live(self.restores()) {
+            self.generation.mod_index(family, key)
+        } else {
+            mod_index_in(&self.generation.db, family, key)
+        }
     }
 
-    fn restores(&self) -> io::Result<u64> {
-        Ok(read_restored(&self.generation.db)?.0)
+    fn restores(&self) -> u64 {
+        self.generation.restores.load(Ordering::Acquire)
     }
 
     fn staging(&self) -> io::Result<Option<Staging>> {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     command::{Applied, Outcome},
     keys::{self, CF_META, be_u64},
-    rocks::cf,
+    rocks::{self, cf},
 };
 
 /// Forgotten rows are looked for whenever this many entries have been applied …
@@ -111,7 +111,8 @@ impl Outcomes {
         let first = keys::request_at(self.swept);
         let end = keys::request_at(before);
         let mut next = self.swept;
-        let rows = db.iterator_cf(meta, IteratorMode::From(&first, Direction::Forward));
+        let from = IteratorMode::From(&first, Direction::Forward);
+        let rows = db.iterator_cf_opt(meta, rocks::once(), from);
         for item in rows.take(SWEEP_ROWS) {
             let (key, row) = item.map_err(io::Error::other)?;
             if *key >= end[..] {
@@ -142,10 +143,8 @@ fn load(db: &DB, from: u64, applied: u64) -> io::Result<Index> {
     let first = keys::request_at(from);
     let end = keys::request_at(applied.saturating_add(1));
     let mut found = Index::new();
-    let mut once = ReadOptions::default();
-    once.fill_cache(false);
     let from = IteratorMode::From(&first, Direction::Forward);
-    for item in db.iterator_cf_opt(meta, once, from) {
+    for item in db.iterator_cf_opt(meta, rocks::once(), from) {
         let (key, row) = item.map_err(io::Error::other)?;
         if *key >= end[..] {
             break;

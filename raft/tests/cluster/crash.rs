@@ -54,8 +54,8 @@ fn the_process_dies_while_a_snapshot_is_installed() {
 #[test]
 fn the_process_dies_while_the_log_is_purged() {
     die_at(&[
-        "purge-written",
-        "purge-written:3",
+        "purge-begun",
+        "purge-begun:3",
         "purge-synced",
         "purge-files",
         "purge-reclaimed",

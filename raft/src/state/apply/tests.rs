@@ -22,8 +22,8 @@ impl View for Model {
         Ok(family.and_then(|kv| kv.get(key)).map(|(index, _)| *index))
     }
 
-    fn restores(&self) -> io::Result<u64> {
-        Ok(self.restored.0)
+    fn restores(&self) -> u64 {
+        self.restored.0
     }
 
     fn staging(&self) -> io::Result<Option<Staging>> {
