@@ -5,8 +5,8 @@
 //!
 //! Invariants
 //! - What leaves here for the store is ciphertext under an encrypted name.
-//! - The cache holds barrier ciphertext only, under (stored key, log index): that pair names one immutable value, so
-//!   an entry is never wrong and never needs to be invalidated.
+//! - The cache holds barrier ciphertext only, by stored key and with the log index it was written at. That pair names one
+//!   immutable value, and is compared with what is stored, so an entry is never wrong and never needs to be invalidated.
 
 use std::{
     collections::HashMap,
@@ -25,6 +25,8 @@ use crate::ports::{Barrier, BarrierError, Expect, SealWrap, Store, StoreError, S
 
 /// Memory for unwrapped (still barrier-encrypted) values, bytes.
 const CACHE_BYTES: u64 = 64 << 20;
+/// What the cache itself takes for one of them, bytes, roughly.
+const CACHE_OVERHEAD: usize = 256;
 /// Stored keys read at a time while listing.
 const LIST_PAGE: usize = 512;
 /// Names one listing may return; more is refused rather than cut off.
@@ -105,7 +107,9 @@ pub struct Storage {
     store: Arc<dyn Store>,
     barrier: Arc<dyn Barrier>,
     wrap: Arc<dyn SealWrap>,
-    unwrapped: Cache<(Vec<u8>, u64), Bytes>,
+    /// By stored key: the newest value that was seen, and the log index of its write. One for each key, or what is written over
+    /// and over would fill it.
+    unwrapped: Cache<Vec<u8>, (u64, Bytes)>,
     /// Set on a copy for a request that this node carries out without leading; see [`Storage::guarded`].
     guard: Option<Arc<Guard>>,
 }
@@ -149,8 +153,8 @@ impl Storage {
     pub fn new(store: Arc<dyn Store>, barrier: Arc<dyn Barrier>, wrap: Arc<dyn SealWrap>) -> Self {
         let unwrapped = Cache::builder()
             .max_capacity(CACHE_BYTES)
-            .weigher(|(key, _): &(Vec<u8>, u64), value: &Bytes| {
-                u32::try_from(key.len() + value.len() + 64).unwrap_or(u32::MAX)
+            .weigher(|key: &Vec<u8>, (_, value): &(u64, Bytes)| {
+                u32::try_from(key.len() + value.len() + CACHE_OVERHEAD).unwrap_or(u32::MAX)
             })
             .build();
         Self {
@@ -207,12 +211,13 @@ impl Storage {
         };
         let mod_index = stored.mod_index;
         let value = if self.wrap.is_wrapped(&stored.value) {
-            let cached = (key, mod_index);
-            let ciphertext = match self.unwrapped.get(&cached) {
-                Some(ciphertext) => ciphertext,
+            let cached = self.unwrapped.get(&key);
+            let ciphertext = match cached.filter(|(index, _)| *index == mod_index) {
+                Some((_, ciphertext)) => ciphertext,
                 None => {
                     let ciphertext = self.wrap.unwrap(path, &stored.value).await?;
-                    self.unwrapped.insert(cached, ciphertext.clone());
+                    let newest = (mod_index, ciphertext.clone());
+                    self.unwrapped.insert(key, newest);
                     ciphertext
                 }
             };
@@ -306,8 +311,8 @@ impl Storage {
             if let (Some(ciphertext), Some(stored)) = (unwrapped.get(&key), self.store.get(&key)?)
                 && stored.value == envelope
             {
-                self.unwrapped
-                    .insert((key, stored.mod_index), ciphertext.clone());
+                let newest = (stored.mod_index, ciphertext.clone());
+                self.unwrapped.insert(key, newest);
             }
         }
         Ok(index)
