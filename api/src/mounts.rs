@@ -236,14 +236,14 @@ impl Mounts {
     /// The table as of this node's state; linearize first.
     pub async fn current(&self, storage: &Storage) -> Result<Arc<MountTable>, StorageError> {
         for _ in 0..ATTEMPTS {
-            let version = self.version(storage)?;
+            let version = self.version(storage).await?;
             let cached = self.table.load_full();
             if cached.version == version && version != 0 {
                 return Ok(cached);
             }
             let mounts = read_all(storage).await?;
             // Only what was read without a change in between is a table that existed.
-            if self.version(storage)? == version {
+            if self.version(storage).await? == version {
                 let table = Arc::new(MountTable { version, mounts });
                 self.table.store(Arc::clone(&table));
                 return Ok(table);
@@ -253,9 +253,9 @@ impl Mounts {
     }
 
     /// Log index of the last change; 0 before the first.
-    fn version(&self, storage: &Storage) -> Result<u64, StorageError> {
+    async fn version(&self, storage: &Storage) -> Result<u64, StorageError> {
         let key = self.version_key(storage)?;
-        Ok(storage.mod_index(key)?.unwrap_or(0))
+        Ok(storage.mod_index(key).await?.unwrap_or(0))
     }
 
     /// Stored key whose last write is the last change of the table: [`MountTable::version`] is its log index.
@@ -313,7 +313,7 @@ impl Mounts {
 
 async fn read_all(storage: &Storage) -> Result<BTreeMap<String, Arc<Mount>>, StorageError> {
     let mut mounts = BTreeMap::new();
-    for uuid in storage.list(FOLDER)? {
+    for uuid in storage.list(FOLDER).await? {
         // Gone in between: the version has changed, and the caller notices.
         if let Some(entry) = storage.get(&format!("{FOLDER}/{uuid}")).await? {
             let mount = parse(&entry.value)?;

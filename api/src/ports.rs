@@ -110,10 +110,10 @@ pub trait Store: Send + Sync + 'static {
     async fn wait_applied(&self, index: u64, deadline: Instant) -> bool;
 
     /// The value stored under `key` on this node.
-    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError>;
+    async fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError>;
 
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
-    fn keys(
+    async fn keys(
         &self,
         prefix: &[u8],
         after: Option<&[u8]>,
@@ -124,8 +124,8 @@ pub trait Store: Send + Sync + 'static {
     async fn commit(&self, batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError>;
 
     /// Log index of the last write of `key`, without reading its value.
-    fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
-        Ok(self.get(key)?.map(|stored| stored.mod_index))
+    async fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
+        Ok(self.get(key).await?.map(|stored| stored.mod_index))
     }
 
     /// As [`Store::commit`], on any node: one that does not lead has the leader commit the batch.

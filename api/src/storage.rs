@@ -206,7 +206,7 @@ impl Storage {
     /// authenticate.
     pub async fn get(&self, path: &str) -> Result<Option<Entry>, StorageError> {
         let key = self.barrier.key(path)?;
-        let Some(stored) = self.store.get(&key)? else {
+        let Some(stored) = self.store.get(&key).await? else {
             return Ok(None);
         };
         let mod_index = stored.mod_index;
@@ -216,8 +216,7 @@ impl Storage {
                 Some((_, ciphertext)) => ciphertext,
                 None => {
                     let ciphertext = self.wrap.unwrap(path, &stored.value).await?;
-                    let newest = (mod_index, ciphertext.clone());
-                    self.unwrapped.insert(key, newest);
+                    self.keep_unwrapped(key, mod_index, &ciphertext);
                     ciphertext
                 }
             };
@@ -235,20 +234,21 @@ impl Storage {
 
     /// Log index of the last write at a stored key, without decrypting anything: whatever was derived from the value of
     /// that index is still true.
-    pub fn mod_index(&self, stored_key: &[u8]) -> Result<Option<u64>, StorageError> {
-        Ok(self.store.mod_index(stored_key)?)
+    pub async fn mod_index(&self, stored_key: &[u8]) -> Result<Option<u64>, StorageError> {
+        Ok(self.store.mod_index(stored_key).await?)
     }
 
     /// Names directly under `folder`, sorted; a name with a trailing slash is a folder.
     ///
     /// # Errors
     /// `TooManyNames` past [`MAX_LISTED`].
-    pub fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
+    pub async fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
         let prefix = self.barrier.prefix(folder)?;
         let mut names: Vec<String> = Vec::new();
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let page = self.store.keys(&prefix, after.as_deref(), LIST_PAGE)?;
+            let page = self.store.keys(&prefix, after.as_deref(), LIST_PAGE);
+            let page = page.await?;
             let full = page.len() == LIST_PAGE;
             let mut resume = None;
             for key in page {
@@ -282,9 +282,13 @@ impl Storage {
     }
 
     /// Up to `limit` stored keys of everything under `folder`, for removing it.
-    pub fn stored_keys(&self, folder: &str, limit: usize) -> Result<Vec<Bytes>, StorageError> {
+    pub async fn stored_keys(
+        &self,
+        folder: &str,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, StorageError> {
         let prefix = self.barrier.prefix(folder)?;
-        Ok(self.store.keys(&prefix, None, limit)?)
+        Ok(self.store.keys(&prefix, None, limit).await?)
     }
 
     /// Encrypts and replicates `batch`; returns its log index.
@@ -308,11 +312,12 @@ impl Storage {
         // Just written is often read next: saves the HSM a decryption. A repeated request may have been applied with
         // the first copy's envelopes, so only what is really there is taken.
         for (key, envelope) in envelopes {
-            if let (Some(ciphertext), Some(stored)) = (unwrapped.get(&key), self.store.get(&key)?)
+            // Whatever goes wrong here, the write is done.
+            if let (Some(ciphertext), Ok(Some(stored))) =
+                (unwrapped.get(&key), self.store.get(&key).await)
                 && stored.value == envelope
             {
-                let newest = (stored.mod_index, ciphertext.clone());
-                self.unwrapped.insert(key, newest);
+                self.keep_unwrapped(key, stored.mod_index, ciphertext);
             }
         }
         Ok(index)
@@ -320,6 +325,17 @@ impl Storage {
 }
 
 impl Storage {
+    /// Caches a value, unless a newer one is there: unwrapping takes a while.
+    fn keep_unwrapped(&self, key: Vec<u8>, mod_index: u64, ciphertext: &Bytes) {
+        self.unwrapped.entry(key).and_upsert_with(|known| {
+            let newer = known.filter(|known| known.value().0 > mod_index);
+            match newer {
+                Some(newer) => newer.into_value(),
+                None => (mod_index, ciphertext.clone()),
+            }
+        });
+    }
+
     async fn send(&self, mut batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError> {
         let Some(guard) = &self.guard else {
             return self.store.commit(batch, deadline).await;

@@ -122,7 +122,7 @@ impl Tokens {
     ) -> Result<Option<Remembered>, StorageError> {
         let id = storage.barrier().hmac("token", token.as_bytes());
         if let Some(known) = self.remembered(&id)
-            && storage.mod_index(&known.stored_key)? == Some(known.mod_index)
+            && storage.mod_index(&known.stored_key).await? == Some(known.mod_index)
         {
             return Ok(Some(known));
         }

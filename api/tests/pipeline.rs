@@ -20,6 +20,7 @@ use http::HeaderValue;
 use serde_json::json;
 use strongroom_api::{HttpSettings, Limits, NOT_LEADER, Service, ports::Stream};
 use support::{Answer, Cluster, Fault, request, settings};
+use tokio::sync::Notify;
 
 const MOUNT: &str = r#"{"type":"kv"}"#;
 const WRAPPED: &str = r#"{"type":"kv","seal_wrap":true}"#;
@@ -105,6 +106,13 @@ async fn a_read_that_writes_is_carried_out_by_the_leader() {
     let answer = nodes[1].send(stale).await;
     assert_eq!(answer.code(), 200);
     assert!(!answer.headers.contains_key("x-strongroom-consistency"));
+    // It is tried again like a write, on the leader as well.
+    for fault in [Fault::NoQuorum, Fault::LostAndUnknown] {
+        for node in &nodes {
+            cluster.fail_next_commits(&[fault]);
+            assert_eq!(node.send(read()).await.code(), 200, "{fault:?}");
+        }
+    }
     // It waits for a leader like a write, and one that was sent on is not sent on again.
     let forwarded = Service::for_followers(nodes[1].port(), settings());
     let answer = Answer::of(&forwarded, read()).await;
@@ -254,6 +262,12 @@ async fn a_clients_own_id_names_one_request_and_no_other() {
         3,
         "another request was taken for a retry"
     );
+    // To read again is another request.
+    let id = "6f6d8c5e-3a43-4c34-9f33-000000000002";
+    let mut read = request("GET", "kv/a", &token, "");
+    read.headers_mut()
+        .insert("x-strongroom-request-id", HeaderValue::from_static(id));
+    assert_ne!(nodes[0].send(read).await.json()["request_id"], id);
     let mut bad = request("PUT", "kv/a", &token, "{}");
     bad.headers_mut()
         .insert("x-strongroom-request-id", HeaderValue::from_static("7"));
@@ -306,6 +320,35 @@ async fn an_unknown_outcome_is_told_as_such() {
         "{answer:?}"
     );
     assert!(!answer.headers.contains_key(&NOT_LEADER));
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_an_old_value_leaves_the_newest_cached() {
+    let (cluster, nodes, token) = Cluster::start(2).await;
+    let write = |body: &'static str| nodes[0].send(request("PUT", "kv/app", &token, body));
+    let read = || nodes[1].send(request("GET", "kv/app", &token, ""));
+    nodes[0]
+        .send(request("POST", "sys/mounts/kv", &token, WRAPPED))
+        .await;
+    // The token is wrapped too.
+    nodes[1]
+        .send(request("GET", "sys/mounts", &token, ""))
+        .await;
+    write(r#"{"v":1}"#).await;
+    let go = Arc::new(Notify::new());
+    *cluster.slow_unwrap.lock().unwrap() = Some(Arc::clone(&go));
+    let newest = async {
+        while cluster.slow_unwrap.lock().unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+        write(r#"{"v":2}"#).await;
+        assert_eq!(read().await.json()["data"]["v"], 2);
+        go.notify_one();
+    };
+    let (old, ()) = tokio::join!(read(), newest);
+    assert_eq!(old.json()["data"]["v"], 1);
+    cluster.hsm_away.store(true, Ordering::SeqCst);
+    assert_eq!(read().await.json()["data"]["v"], 2);
 }
 
 #[tokio::test]

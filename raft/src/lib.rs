@@ -21,6 +21,7 @@
 mod autopilot;
 mod command;
 mod compaction;
+mod confirm;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
@@ -33,6 +34,7 @@ mod figures;
 mod golden;
 mod identity;
 mod keys;
+mod local;
 mod log;
 mod net;
 mod plan;

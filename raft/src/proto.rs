@@ -81,13 +81,19 @@ impl From<&Vote> for VoteProto {
     }
 }
 
+impl From<VoteProto> for LeaderId {
+    fn from(vote: VoteProto) -> Self {
+        Self {
+            term: vote.term,
+            node_id: vote.node,
+        }
+    }
+}
+
 impl From<VoteProto> for Vote {
     fn from(vote: VoteProto) -> Self {
         Self {
-            leader_id: LeaderId {
-                term: vote.term,
-                node_id: vote.node,
-            },
+            leader_id: vote.into(),
             committed: vote.committed,
         }
     }

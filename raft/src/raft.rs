@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use openraft::{
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, ForwardReason, InitializeError as CoreInitializeError, RaftError},
@@ -34,10 +35,11 @@ use crate::{
     compaction::SnapshotOptions,
     error::{
         DialError, InitializeError, MembershipError, ProposeError, ReadError, StartError,
-        TransferError,
+        StateError, TransferError,
     },
     figures::{figures, seconds},
     identity::Identity,
+    local::Reads,
     log::{LogStore, lock},
     net::{Dialer, IncomingStream},
     plan::{Autopilot, Successor},
@@ -193,6 +195,7 @@ pub struct Raft(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) services: Services,
     pub(crate) state: Arc<State>,
+    pub(crate) reads: Reads,
     pub(crate) log: LogStore,
     pub(crate) options: Options,
     pub(crate) dialer: Option<Arc<Dialer>>,
@@ -413,6 +416,40 @@ impl Raft {
             },
             () = self.0.tasks.closing.cancelled() => Err(ReadError::NoQuorum),
         }
+    }
+
+    /// As [`State::get_at`]; other work goes on while the disk is read.
+    ///
+    /// # Errors
+    /// Those of [`State::get_at`].
+    pub async fn get_at(
+        &self,
+        restores: u64,
+        key: &[u8],
+    ) -> Result<Option<(u64, Bytes)>, StateError> {
+        self.0.reads.get_at(restores, key).await
+    }
+
+    /// As [`State::keys_at`]; other work goes on while the disk is read.
+    ///
+    /// # Errors
+    /// Those of [`State::keys_at`].
+    pub async fn keys_at(
+        &self,
+        restores: u64,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, StateError> {
+        self.0.reads.keys_at(restores, prefix, after, limit).await
+    }
+
+    /// As [`State::mod_index`]; other work goes on while the disk is read.
+    ///
+    /// # Errors
+    /// Those of [`State::mod_index`].
+    pub async fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
+        self.0.reads.mod_index(key).await
     }
 
     /// Local reads of the state.

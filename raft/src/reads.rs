@@ -4,8 +4,6 @@
 //!
 //! Invariants
 //! - A reader is answered by a probe that *began* after it came; one that arrives during a probe joins the next.
-//! - Where several come at a time, those that are about to come are let in before a probe begins: a probe costs every node as much
-//!   as a read does, however many it is for.
 //! - Waiting readers are bounded.
 //!
 //! Source: Ongaro's dissertation §6.4.
@@ -25,11 +23,8 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Readers that may wait; more get `Busy`.
+/// Readers that may wait, and as many again whom a probe is for; more get `NoQuorum`.
 const MAX_WAITING: usize = 65_536;
-
-/// How often a probe lets other tasks run first.
-const MAX_TURNS: u32 = 4;
 
 /// Why there is no index now. Trying again is right for all but `Fatal`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,21 +79,12 @@ async fn run<F>(
     F: Future<Output = Answer> + Send,
 {
     let mut batch = Vec::new();
-    let mut last = 0;
     while readers.recv_many(&mut batch, MAX_WAITING).await > 0 {
-        // As long as more come, behind the tasks that are ready to run and those whose sockets are readable.
-        let mut turns = if last > 1 { MAX_TURNS } else { 0 };
-        while turns > 0 {
-            tokio::task::yield_now().await;
-            let before = batch.len();
-            while batch.len() < MAX_WAITING
-                && let Ok(reader) = readers.try_recv()
-            {
-                batch.push(reader);
-            }
-            turns = if batch.len() > before { turns - 1 } else { 0 };
+        // Some may have given up.
+        batch.retain(|reader| !reader.is_closed());
+        if batch.is_empty() {
+            continue;
         }
-        last = batch.len();
         let began = Instant::now();
         let answer = timeout(limit, probe())
             .await

@@ -9,7 +9,7 @@ use std::{io, path::Path, sync::LazyLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel,
-    Options, ReadOptions,
+    Options, ReadOptions, ReadTier,
 };
 
 use crate::{
@@ -83,6 +83,16 @@ pub(crate) fn once() -> ReadOptions {
     let mut once = ReadOptions::default();
     once.fill_cache(false);
     once
+}
+
+/// For reading what is in memory, and nothing else.
+pub(crate) fn at_hand() -> &'static ReadOptions {
+    static AT_HAND: LazyLock<ReadOptions> = LazyLock::new(|| {
+        let mut at_hand = ReadOptions::default();
+        at_hand.set_read_tier(ReadTier::BlockCache);
+        at_hand
+    });
+    &AT_HAND
 }
 
 fn table(kind: Kind, family: &str) -> BlockBasedOptions {

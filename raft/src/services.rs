@@ -18,6 +18,7 @@ use openraft::{
 
 use crate::{
     autopilot::Tracker,
+    confirm::Confirm,
     error::MembershipError,
     figures::figures,
     net::{Call, CallError, HealthReply, Links, Reply},
@@ -27,7 +28,7 @@ use crate::{
     reconcile,
     start::Timing,
     tasks::Tasks,
-    types::{Core, Metrics, PeerInfo},
+    types::{Core, LeaderId, Metrics, PeerInfo},
     vitals::{Health, Vitals},
 };
 
@@ -44,6 +45,7 @@ pub(crate) struct Services {
     /// When something last came from a leader, milliseconds after `started`.
     heard: Arc<AtomicU64>,
     started: Instant,
+    confirm: Confirm,
     /// Asks this node's own quorum.
     leader_reads: ReadBatcher,
     /// Asks the leader.
@@ -58,21 +60,22 @@ impl Services {
     pub(crate) fn new(
         raft_id: u64,
         core: Core,
+        confirm: Confirm,
         links: Option<Arc<Links>>,
         timing: Timing,
         tasks: &Tasks,
     ) -> Self {
         let limit = timing.election_max;
-        let own = core.clone();
+        let (own, votes) = (core.clone(), confirm.clone());
         let leader_reads = ReadBatcher::spawn(
-            move || probe_quorum(own.clone()),
+            move || probe_quorum(own.clone(), votes.clone()),
             limit,
             &figures().quorum_probe,
             tasks,
         );
-        let (theirs, dial) = (core.clone(), links.clone());
+        let (theirs, votes, dial) = (core.clone(), confirm.clone(), links.clone());
         let follower_reads = ReadBatcher::spawn(
-            move || ask_leader(theirs.clone(), dial.clone(), limit),
+            move || ask_leader(theirs.clone(), votes.clone(), dial.clone(), limit),
             limit,
             &figures().leader_probe,
             tasks,
@@ -86,6 +89,7 @@ impl Services {
             tracker: Arc::default(),
             heard: Arc::default(),
             started: Instant::now(),
+            confirm,
             leader_reads,
             follower_reads,
         }
@@ -167,7 +171,11 @@ impl Services {
         }
     }
 
-    pub(crate) async fn answer_read_index(&self) -> Reply {
+    /// `standing`: the voter that asks, and its vote.
+    pub(crate) async fn answer_read_index(&self, standing: Option<(u64, LeaderId)>) -> Reply {
+        if let Some(index) = standing.and_then(|(id, vote)| self.confirm.by(id, vote)) {
+            return Reply::ReadIndex(index);
+        }
         if !self.leads() {
             return Reply::NotLeader(true);
         }
@@ -175,6 +183,13 @@ impl Services {
             Ok(index) => Reply::ReadIndex(index),
             Err(ProbeError::NoLeader | ProbeError::NoQuorum) => Reply::NotLeader(true),
             Err(error @ ProbeError::Fatal(_)) => Reply::Failed(error.to_string()),
+        }
+    }
+
+    pub(crate) fn answer_standing(&self) -> Reply {
+        match self.confirm.vote() {
+            Some(vote) => Reply::Standing(vote),
+            None => Reply::Failed("the node has not voted yet".to_owned()),
         }
     }
 
@@ -348,7 +363,10 @@ pub(crate) fn age(instant: &openraft::alias::SerdeInstantOf<crate::types::TypeCo
     instant.elapsed()
 }
 
-async fn probe_quorum(core: Core) -> Result<u64, ProbeError> {
+async fn probe_quorum(core: Core, confirm: Confirm) -> Result<u64, ProbeError> {
+    if let Some(index) = confirm.ask().await {
+        return Ok(index);
+    }
     match core.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Ok(linearizer.read_log_id().index()),
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
@@ -363,6 +381,7 @@ async fn probe_quorum(core: Core) -> Result<u64, ProbeError> {
 
 async fn ask_leader(
     core: Core,
+    confirm: Confirm,
     links: Option<Arc<Links>>,
     limit: Duration,
 ) -> Result<u64, ProbeError> {
@@ -370,11 +389,16 @@ async fn ask_leader(
     let (Some(links), Some(leader)) = (links, leader) else {
         return Err(ProbeError::NoLeader);
     };
-    match links
-        .control(leader)
-        .call(Call::ReadIndex(true), limit)
-        .await
-    {
+    let link = links.control(leader);
+    let mut answer = match confirm.vote() {
+        Some(vote) => link.call(Call::ReadAs(vote), limit).await,
+        None => link.call(Call::ReadIndex(true), limit).await,
+    };
+    // A leader of an older version.
+    if matches!(answer, Ok(Reply::Failed(_))) {
+        answer = link.call(Call::ReadIndex(true), limit).await;
+    }
+    match answer {
         Ok(Reply::ReadIndex(index)) => Ok(index),
         Ok(_) => Err(ProbeError::NoLeader),
         Err(_) => Err(ProbeError::NoQuorum),

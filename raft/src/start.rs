@@ -20,8 +20,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     compaction,
+    confirm::Confirm,
     error::StartError,
     figures::figures,
+    local::Reads,
     net::{Dialer, Directory, Factory, Incoming, Links, Receiver, Server},
     raft::{ADMISSION, Inner, Options, Raft, Role, Transport},
     reconcile,
@@ -155,7 +157,15 @@ pub(crate) async fn start(
             return Err(StartError::Raft(fatal.to_string()));
         }
     };
-    let services = Services::new(raft_id, core, links, timing, &tasks);
+    let confirm = Confirm::new(
+        raft_id,
+        core.clone(),
+        stores.log.clone(),
+        Arc::clone(&stores.state),
+        links.clone(),
+        timing.heartbeat,
+    );
+    let services = Services::new(raft_id, core, confirm, links, timing, &tasks);
     let suspicion = dialer
         .clone()
         .map(|dialer| Arc::new(Suspicion::new(services.clone(), dialer, tasks.clone())));
@@ -174,6 +184,7 @@ pub(crate) async fn start(
     let stamps = Arc::<Stamps>::default();
     let raft = Raft(Arc::new(Inner {
         services: services.clone(),
+        reads: Reads::new(Arc::clone(&stores.state)),
         state: stores.state,
         log: stores.log,
         options,

@@ -62,7 +62,7 @@ async fn handle(
 ) -> Result<Reply, ApiError> {
     match request.operation {
         Operation::Read => read(request, folder, leased).await,
-        Operation::List => list(request, folder),
+        Operation::List => list(request, folder).await,
         Operation::Write => write(request, folder).await,
         Operation::Delete => delete(request, folder).await,
         Operation::Patch => Err(ApiError::UnsupportedOperation),
@@ -105,12 +105,12 @@ fn lease(data: &Map<String, Value>) -> Option<u64> {
     duration::seconds(field)
 }
 
-fn list(request: &EngineRequest<'_>, folder: &str) -> Result<Reply, ApiError> {
+async fn list(request: &EngineRequest<'_>, folder: &str) -> Result<Reply, ApiError> {
     let folder = match request.path.trim_end_matches('/') {
         "" => folder.to_owned(),
         inside => format!("{folder}/{inside}"),
     };
-    Reply::list(request.storage.list(&folder)?)
+    Reply::list(request.storage.list(&folder).await?)
 }
 
 async fn write(request: &EngineRequest<'_>, folder: &str) -> Result<Reply, ApiError> {

@@ -280,27 +280,29 @@ impl Server {
         // What the leader should answer is answered here for who takes what this node knows: there may be no leader.
         let here = sys::only_reads(&api) || (wanted.stale && !api.operation.is_write());
         let mut whole = Request::from_parts(head, body);
-        let leaders = match here && !wanted.stale && !self.from_follower && self.node.falls_behind()
-        {
-            true => {
-                // Should it write something there and come back unanswered: it is the same request then.
-                whole
-                    .headers_mut()
-                    .insert(request::REQUEST_ID, id_header(id)?);
-                self.read_at_leader(&api, &whole).await
-            }
-            false => None,
+        let leaders = if here && !wanted.stale && !self.from_follower && self.node.falls_behind() {
+            // Should it write something there and come back unanswered: it is the same request then.
+            whole
+                .headers_mut()
+                .insert(request::REQUEST_ID, id_header(id)?);
+            self.read_at_leader(&api, &whole).await
+        } else {
+            Err(ApiError::NotLeader)
         };
-        let mut answer = if let Some(answer) = leaders {
+        let mut answer = if let Ok(answer) = leaders {
             answer
         } else if here {
+            let mut perhaps_applied = matches!(leaders, Err(ApiError::OutcomeUnknown));
             let fresh = read(&core, &wanted, hold(deadline)).await?;
             match self.carry_out(&core, &api).await {
-                // What looks like a read wrote something, which only the leader may: nothing has been written yet.
-                Err(ApiError::NotLeader) if sys::only_reads(&api) => {
+                // What looks like a read writes something, and could not: on its way as a write it goes on.
+                Err(
+                    error @ (ApiError::NotLeader | ApiError::NoLeader | ApiError::OutcomeUnknown),
+                ) if sys::only_reads(&api) => {
+                    perhaps_applied |= matches!(error, ApiError::OutcomeUnknown);
                     // A write is never stale.
                     whole.headers_mut().remove(&CONSISTENCY);
-                    self.write(&core, api, whole).await?
+                    self.write(&core, api, whole, perhaps_applied).await?
                 }
                 outcome => fresh.mark(outcome?),
             }
@@ -309,7 +311,7 @@ impl Server {
                 "a write cannot be stale: leave X-Strongroom-Consistency out".to_owned(),
             ));
         } else {
-            self.write(&core, api, whole).await?
+            self.write(&core, api, whole, false).await?
         };
         if let Some(value) = vault_index(&core, core.storage().applied()) {
             answer.headers.entry("x-vault-index").or_insert(value);
@@ -320,7 +322,8 @@ impl Server {
     /// The id under which a write is applied at most once.
     ///
     /// A follower has chosen it already. One that a client gave is bound to what the client asked for, so that using
-    /// it again for something else is another request instead of being taken for a repetition.
+    /// it again for something else is another request instead of being taken for a repetition. One that it gave to a read says
+    /// nothing: should the read write, asking again is using again.
     fn request_id(
         &self,
         core: Option<&Core>,
@@ -329,9 +332,10 @@ impl Server {
         operation: Operation,
     ) -> Result<Uuid, ApiError> {
         let (given, core) = match (request::given_id(&head.headers)?, core) {
-            (None, _) => return Ok(Uuid::new_v4()),
-            (Some(id), Some(core)) if operation.is_write() && !self.from_follower => (id, core),
-            (Some(id), _) => return Ok(id),
+            (Some(id), _) if self.from_follower => return Ok(id),
+            (Some(id), Some(core)) if operation.is_write() => (id, core),
+            (Some(id), None) if operation.is_write() => return Ok(id),
+            (None | Some(_), _) => return Ok(Uuid::new_v4()),
         };
         let token = request::token(&head.headers);
         let mut asked = Vec::with_capacity(body.len() + 256);
@@ -398,15 +402,15 @@ impl Server {
     /// Has a write carried out by whoever leads, waiting for a leader if there is none.
     ///
     /// It is sent again after a loss of leadership, or of the connection to the leader: its id makes sure that it is
-    /// applied once.
+    /// applied once. `perhaps_applied`: a copy that was sent before may be.
     async fn write(
         &self,
         core: &Core,
         mut api: ApiRequest,
         mut whole: Request<Bytes>,
+        mut perhaps_applied: bool,
     ) -> Result<Answer, ApiError> {
         let until = hold(api.deadline);
-        let mut perhaps_applied = false;
         if !self.from_follower
             && !api.no_forwarding
             && matches!(self.node.role(), Role::Follower { .. })
@@ -473,14 +477,24 @@ impl Server {
         }
     }
 
-    /// The leader's answer to a read that this node would have to wait for; `None`: there is none, or this node leads.
-    async fn read_at_leader(&self, api: &ApiRequest, whole: &Request<Bytes>) -> Option<Answer> {
+    /// The leader's answer to a read that this node would have to wait for.
+    ///
+    /// # Errors
+    /// `OutcomeUnknown`: it may have written something there. Others: there is no answer, or this node leads.
+    async fn read_at_leader(
+        &self,
+        api: &ApiRequest,
+        whole: &Request<Bytes>,
+    ) -> Result<Answer, ApiError> {
         if api.no_forwarding || !matches!(self.node.role(), Role::Follower { .. }) {
-            return None;
+            return Err(ApiError::NotLeader);
         }
-        let answer = self.forward(whole, hold(api.deadline)).await.ok()?;
+        let answer = self.forward(whole, hold(api.deadline)).await?;
         // A leader that cannot answer now is no better than this node.
-        (!is_temporary(answer.status)).then_some(answer)
+        if is_temporary(answer.status) {
+            return Err(ApiError::NotLeader);
+        }
+        Ok(answer)
     }
 
     /// Sends the request to the leader. `NotLeader`, `NoLeader`: nothing was written.

@@ -203,7 +203,8 @@ async fn disable(core: &Core, api: &ApiRequest, path: &str) -> Result<Reply, Api
 
 async fn remove_data(core: &Core, api: &ApiRequest, mount: &Mount) -> Result<(), ApiError> {
     loop {
-        let keys = core.storage().stored_keys(&mount.folder(), REMOVE_BATCH)?;
+        let folder = mount.folder();
+        let keys = core.storage().stored_keys(&folder, REMOVE_BATCH).await?;
         if keys.is_empty() {
             return Ok(());
         }

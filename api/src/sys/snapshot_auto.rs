@@ -91,7 +91,7 @@ impl Outcome {
 pub async fn schedules(core: &Core) -> Result<Vec<(String, Schedule, Outcome)>, StorageError> {
     let storage = core.storage();
     let mut found = Vec::new();
-    for name in storage.list(CONFIGS)? {
+    for name in storage.list(CONFIGS).await? {
         if let Some(schedule) = get(storage, CONFIGS, &name).await? {
             let outcome = get(storage, OUTCOMES, &name).await?.unwrap_or_default();
             found.push((name, schedule, outcome));
@@ -135,8 +135,8 @@ async fn get<T: serde::de::DeserializeOwned>(
 /// `inside` is the path below `snapshot-auto/`.
 pub(super) async fn handle(core: &Core, api: &ApiRequest, inside: &str) -> Result<Reply, ApiError> {
     match (inside.split_once('/'), api.operation) {
-        (None, Operation::List) if inside == "config" => list(core),
-        (Some(("config", "")), Operation::List) => list(core),
+        (None, Operation::List) if inside == "config" => list(core).await,
+        (Some(("config", "")), Operation::List) => list(core).await,
         (Some(("config", name)), operation) if !name.is_empty() => match operation {
             Operation::Read => read(core, name).await,
             Operation::Write => write(core, api, name).await,
@@ -149,8 +149,8 @@ pub(super) async fn handle(core: &Core, api: &ApiRequest, inside: &str) -> Resul
     }
 }
 
-fn list(core: &Core) -> Result<Reply, ApiError> {
-    Reply::list(core.storage().list(CONFIGS)?)
+async fn list(core: &Core) -> Result<Reply, ApiError> {
+    Reply::list(core.storage().list(CONFIGS).await?)
 }
 
 async fn read(core: &Core, name: &str) -> Result<Reply, ApiError> {
@@ -170,7 +170,7 @@ async fn find(core: &Core, name: &str) -> Result<Schedule, ApiError> {
 
 async fn write(core: &Core, api: &ApiRequest, name: &str) -> Result<Reply, ApiError> {
     check_name(name)?;
-    let known = core.storage().list(CONFIGS)?;
+    let known = core.storage().list(CONFIGS).await?;
     if known.len() >= MAX_SCHEDULES && !known.iter().any(|other| other == name) {
         return Err(bad(format!(
             "there are {MAX_SCHEDULES} schedules already; remove one first"

@@ -34,6 +34,7 @@ use strongroom_api::{
         StoreError, StoredBatch, Stream, Versioned,
     },
 };
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 pub(crate) const CLUSTER_ID: &str = "5c1e7c0a-0000-4000-8000-000000000001";
@@ -81,6 +82,8 @@ pub(crate) struct Cluster {
     pub(crate) lost_answers: AtomicUsize,
     pub(crate) hsm_away: AtomicBool,
     pub(crate) unwraps: AtomicUsize,
+    /// The next unwrapping waits for this.
+    pub(crate) slow_unwrap: Mutex<Option<Arc<Notify>>>,
     pub(crate) wraps: AtomicUsize,
     /// Before the next commit that a follower asks for, this stored key is written by somebody else.
     pub(crate) overtake: Mutex<Option<Vec<u8>>>,
@@ -105,6 +108,7 @@ impl Cluster {
             lost_answers: AtomicUsize::new(0),
             hsm_away: AtomicBool::new(false),
             unwraps: AtomicUsize::new(0),
+            slow_unwrap: Mutex::default(),
             wraps: AtomicUsize::new(0),
             overtake: Mutex::default(),
             counted: Mutex::default(),
@@ -200,10 +204,17 @@ impl Store for TestStore {
         true
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+    async fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
         let counted = self.cluster.counted.lock().unwrap().as_deref() == Some(key);
-        if counted && *self.cluster.leader.lock().unwrap() != Some(self.id) {
-            return Err(StoreError::NotLeader);
+        if counted {
+            if *self.cluster.leader.lock().unwrap() != Some(self.id) {
+                return Err(StoreError::NotLeader);
+            }
+            match self.cluster.commit_faults.lock().unwrap().pop_front() {
+                Some(Fault::NoQuorum) => return Err(StoreError::NoQuorum),
+                Some(Fault::LostAndUnknown) => return Err(StoreError::Unknown),
+                _ => {}
+            }
         }
         let state = self.cluster.state.lock().unwrap();
         Ok(state.map.get(key).map(|(mod_index, value)| Versioned {
@@ -212,7 +223,7 @@ impl Store for TestStore {
         }))
     }
 
-    fn keys(
+    async fn keys(
         &self,
         prefix: &[u8],
         after: Option<&[u8]>,
@@ -382,6 +393,10 @@ impl SealWrap for TestWrap {
     async fn unwrap(&self, _path: &str, envelope: &[u8]) -> Result<Bytes, BarrierError> {
         self.hsm()?;
         self.0.unwraps.fetch_add(1, Ordering::SeqCst);
+        let slow = self.0.slow_unwrap.lock().unwrap().take();
+        if let Some(slow) = slow {
+            slow.notified().await;
+        }
         let inside = envelope.get(9..).ok_or(BarrierError::Damaged)?;
         Ok(Bytes::copy_from_slice(inside))
     }

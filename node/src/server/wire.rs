@@ -50,25 +50,20 @@ impl Store for StorePort {
         self.raft.wait_applied(index, deadline).await.is_ok()
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
-        let found = self
-            .raft
-            .state()
-            .get_at(self.restores, key)
-            .map_err(state_error)?;
+    async fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+        let found = self.raft.get_at(self.restores, key).await;
+        let found = found.map_err(state_error)?;
         Ok(found.map(|(mod_index, value)| Versioned { mod_index, value }))
     }
 
-    fn keys(
+    async fn keys(
         &self,
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StoreError> {
-        self.raft
-            .state()
-            .keys_at(self.restores, prefix, after, limit)
-            .map_err(state_error)
+        let found = self.raft.keys_at(self.restores, prefix, after, limit).await;
+        found.map_err(state_error)
     }
 
     async fn commit(&self, batch: StoredBatch, deadline: Instant) -> Result<u64, StoreError> {
@@ -84,11 +79,10 @@ impl Store for StorePort {
         index_of(self.raft.propose_anywhere(command, deadline).await)
     }
 
-    fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
-        let state = self.raft.state();
-        let found = state.mod_index(key).map_err(state_error)?;
+    async fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StoreError> {
+        let found = self.raft.mod_index(key).await.map_err(state_error)?;
         // Asked afterwards: whatever was found is of the data known here if they are still the same.
-        if state.restores() == self.restores {
+        if self.raft.state().restores() == self.restores {
             Ok(found)
         } else {
             Err(StoreError::Superseded)

@@ -387,7 +387,8 @@ impl LogStore {
         writer.last.is_none() && writer.vote.is_none()
     }
 
-    fn vote(&self) -> Option<Vote> {
+    /// The newest vote, durable or about to be. Nobody is told of one before it is here.
+    pub(crate) fn vote(&self) -> Option<Vote> {
         lock(&self.0.writer).vote
     }
 

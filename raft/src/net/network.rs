@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,6 +57,8 @@ pub(crate) struct Links {
     /// Why the last snapshot for a member was not sent.
     unsent: Mutex<HashMap<u64, String>>,
     counters: Arc<Counters>,
+    /// See [`Links::told`].
+    told: AtomicU64,
 }
 
 impl Links {
@@ -75,6 +80,19 @@ impl Links {
             sending: Mutex::default(),
             unsent: Mutex::default(),
             counters,
+            told: AtomicU64::new(0),
+        }
+    }
+
+    /// Highest log index that this node has told another is committed: what any other has applied on its word is not behind it.
+    pub(crate) fn told(&self) -> u64 {
+        self.told.load(Ordering::SeqCst)
+    }
+
+    /// Another node is about to be told.
+    fn tell(&self, committed: Option<u64>) {
+        if let Some(index) = committed {
+            self.told.fetch_max(index, Ordering::SeqCst);
         }
     }
 
@@ -242,6 +260,9 @@ impl Client {
         request: AppendRequest,
         option: &RPCOption,
     ) -> Result<AppendResult, RpcError> {
+        if let Some(links) = &self.links {
+            links.tell(request.leader_commit.map(|id| id.index));
+        }
         let call = Call::Append(Append::from(&request));
         let Reply::Append(reply) = self.call(RPCTypes::AppendEntries, call, option).await? else {
             return Err(wrong_answer());
@@ -302,7 +323,11 @@ impl NetStreamAppend<TypeConfig> for Client {
                     }
                 }
             }
-            let answers: BoxStream<'s, _> = Box::pin(Session::new(lane, input, links.silence));
+            let silence = links.silence;
+            let input = input.inspect(move |request| {
+                links.tell(request.leader_commit.map(|id| id.index));
+            });
+            let answers: BoxStream<'s, _> = Box::pin(Session::new(lane, input, silence));
             Ok(answers)
         })
     }
@@ -387,6 +412,7 @@ impl NetSnapshot<TypeConfig> for Client {
         };
         let links = self.links.clone().ok_or_else(no_network)?;
         let sending = links.begin_sending(self.id, kept.index());
+        links.tell(Some(kept.index()));
         let sent = tokio::select! {
             sent = Box::pin(send(&links.dialer, self.id, vote, kept, &links.counters)) => sent,
             closed = cancel => return Err(closed.into()),

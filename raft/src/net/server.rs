@@ -377,7 +377,12 @@ impl Server {
                     Err(error) => Err(error.to_string()),
                 },
             },
-            Some(Call::ReadIndex(_)) => Ok(self.services.answer_read_index().await),
+            Some(Call::ReadIndex(_)) => Ok(self.services.answer_read_index(None).await),
+            Some(Call::ReadAs(vote)) => {
+                let standing = Some((from, vote.into()));
+                Ok(self.services.answer_read_index(standing).await)
+            }
+            Some(Call::Standing(_)) => Ok(self.services.answer_standing()),
             Some(Call::Health(_)) => Ok(Reply::Health(self.services.vitals.health().into())),
             Some(Call::Announce(info)) => Ok(self.services.answer_announce(from, info).await),
             Some(Call::Leave(_)) => Ok(self.services.answer_leave(from).await),

@@ -192,7 +192,7 @@ impl From<&AppendResult> for AppendReply {
 /// Request on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CallMessage {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20, 30")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30")]
     pub(crate) call: Option<Call>,
 }
 
@@ -218,6 +218,12 @@ pub(crate) enum Call {
     /// An operator wants the node that is called to lead, although newer ones could.
     #[prost(bool, tag = "8")]
     Chosen(bool),
+    /// Like `ReadIndex`, of a node that has this vote. A leader that does not know the question says so.
+    #[prost(message, tag = "9")]
+    ReadAs(VoteProto),
+    /// Asks for the node's vote. A node that does not know the question says so.
+    #[prost(bool, tag = "10")]
+    Standing(bool),
     /// Asks how fit the node is. A node that does not know the question says so.
     #[prost(bool, tag = "20")]
     Health(bool),
@@ -229,7 +235,7 @@ pub(crate) enum Call {
 /// Answer on a control connection.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ReplyMessage {
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20, 30")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10, 20, 30")]
     pub(crate) reply: Option<Reply>,
 }
 
@@ -254,6 +260,9 @@ pub(crate) enum Reply {
     /// Done, or noted.
     #[prost(bool, tag = "8")]
     Done(bool),
+    /// The node's vote.
+    #[prost(message, tag = "10")]
+    Standing(VoteProto),
     #[prost(message, tag = "20")]
     Health(HealthReply),
     #[prost(message, tag = "30")]

@@ -28,7 +28,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use prost::Message;
-use rocksdb::{DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOptions};
+use rocksdb::{DB, Direction, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
 use self::{
@@ -134,6 +134,14 @@ enum Known {
     Is(Option<u64>),
     /// In the batch that is being written.
     Changing,
+}
+
+/// What a read without the disk gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtHand<T> {
+    Found(T),
+    /// Only the disk tells.
+    OnDisk,
 }
 
 /// The watched keys in a batch, with what they are after it.
@@ -298,6 +306,36 @@ impl State {
     pub fn get_at(&self, restores: u64, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
         self.read(Some(restores), |live, family| {
             value_in(&live.db, family, key)
+        })
+    }
+
+    /// As [`State::get_at`], without the disk.
+    pub(crate) fn get_at_hand(
+        &self,
+        restores: u64,
+        key: &[u8],
+    ) -> Result<AtHand<Option<(u64, Bytes)>>, StateError> {
+        let found = self.read(Some(restores), |live, family| {
+            value_by(&live.db, family, key, rocks::at_hand())
+        });
+        match found {
+            Ok(found) => Ok(AtHand::Found(found)),
+            Err(StateError::Read(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(AtHand::OnDisk)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`State::mod_index`], without the disk.
+    pub(crate) fn mod_index_at_hand(&self, key: &[u8]) -> Result<AtHand<Option<u64>>, StateError> {
+        self.read(None, |generation, _| {
+            let watched = &generation.watched;
+            let watched = watched.read().unwrap_or_else(PoisonError::into_inner);
+            Ok(match watched.keys.get(key) {
+                Some(Known::Is(index)) => AtHand::Found(*index),
+                Some(Known::Changing) | None => AtHand::OnDisk,
+            })
         })
     }
 
@@ -716,9 +754,24 @@ fn free_space(db: &DB, family: &'static str) -> io::Result<()> {
 
 /// The value under `key` in `family`.
 fn value_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<(u64, Bytes)>> {
-    let stored = db
-        .get_pinned_cf(cf(db, family)?, key)
-        .map_err(io::Error::other)?;
+    value_by(db, family, key, &ReadOptions::default())
+}
+
+/// `WouldBlock`: `options` do not allow to look where it may be.
+fn value_by(
+    db: &DB,
+    family: &'static str,
+    key: &[u8],
+    options: &ReadOptions,
+) -> io::Result<Option<(u64, Bytes)>> {
+    let stored = db.get_pinned_cf_opt(cf(db, family)?, key, options);
+    let stored = stored.map_err(|error| {
+        if error.kind() == rocksdb::ErrorKind::Incomplete {
+            io::Error::new(io::ErrorKind::WouldBlock, error)
+        } else {
+            io::Error::other(error)
+        }
+    })?;
     let Some(stored) = stored else {
         return Ok(None);
     };

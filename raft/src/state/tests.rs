@@ -9,7 +9,7 @@ use crate::{
     types::{Entry, log_id},
 };
 
-fn identity(raft_id: u64) -> Identity {
+pub(crate) fn identity(raft_id: u64) -> Identity {
     Identity {
         cluster_id: [2; 16],
         raft_id,
@@ -17,7 +17,7 @@ fn identity(raft_id: u64) -> Identity {
     }
 }
 
-fn put(index: u64, key: &'static str) -> Entry {
+pub(crate) fn put(index: u64, key: &'static str) -> Entry {
     let command = Command {
         ops: vec![Op::Put {
             key: key.into(),
@@ -31,7 +31,7 @@ fn put(index: u64, key: &'static str) -> Entry {
     }
 }
 
-async fn apply(stores: &Stores, entries: Vec<Entry>) {
+pub(crate) async fn apply(stores: &Stores, entries: Vec<Entry>) {
     let mut machine = Machine::new(stores.state(), stores.log.clone());
     let items = entries.into_iter().map(|entry| Ok((entry, None)));
     machine
@@ -40,7 +40,7 @@ async fn apply(stores: &Stores, entries: Vec<Entry>) {
         .unwrap();
 }
 
-async fn append(log: &LogStore, entries: Vec<Entry>) {
+pub(crate) async fn append(log: &LogStore, entries: Vec<Entry>) {
     use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
     let mut log = log.clone();
     let vote = crate::types::Vote {

@@ -10,7 +10,7 @@ use std::{
 
 use strongroom_raft::Raft;
 
-use crate::harness::{Cluster, local, put, soon};
+use crate::harness::{Cluster, local, put, read, soon};
 
 /// The schedule by which a lease that a restart has forgotten lets an old leader answer with the past: B is cut off from
 /// the leader A, C restarts and so forgets that it must not vote yet, C votes for B, B commits, and A still has its lease.
@@ -112,6 +112,31 @@ async fn a_leader_whose_follower_restarts_never_answers_with_the_past() {
         );
         cluster.shutdown().await;
     }
+}
+
+/// Reads need one voter besides the leader, whichever it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_go_on_everywhere_when_one_voter_hangs() {
+    let (cluster, relays) = Cluster::of_three_behind_relays().await;
+    let leader = cluster.leader().await;
+    for (round, hung) in [(leader + 1) % 3, (leader + 2) % 3].into_iter().enumerate() {
+        let value = format!("v{round}");
+        relays[hung].set_dead(true);
+        cluster.write(put("k", &value)).await;
+        for _ in 0..3 {
+            for node in (0..3).filter(|node| *node != hung) {
+                let began = Instant::now();
+                let found = read(&cluster.nodes[node], "k").await;
+                assert_eq!(found.as_ref(), Some(&value));
+                // The heartbeat's time that is given to who is asked first, and a slow machine.
+                assert!(began.elapsed() < Duration::from_millis(900));
+            }
+        }
+        relays[hung].set_dead(false);
+        let hung = &cluster.nodes[hung];
+        assert_eq!(read(hung, "k").await.as_ref(), Some(&value));
+    }
+    cluster.shutdown().await;
 }
 
 /// A process that dies leaves a port that refuses: nobody waits for its lease.
