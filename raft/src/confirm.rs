@@ -11,25 +11,23 @@
 //! Invariants
 //! - A vote is taken from the log, where it is before anyone is told of it; never from openraft's metrics, which lag behind.
 //! - Only a leader elected in this process counts: one that has restarted may have forgotten what it had committed.
-//! - The index covers what this node has applied, its own first entry at least, and what it has told others is committed.
+//! - The index covers all that anybody can have been shown: here, from the moment before it can be read; elsewhere, what this node has
+//!   told others is committed. Its own first entry, and with it all of its predecessors', is applied.
 //!
 //! Source: Ongaro's dissertation §6.4; instead of exchanging a heartbeat, that a voter has not moved on is asked directly.
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use openraft::async_runtime::WatchReceiver as _;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    log::LogStore,
+    log::{LogStore, lock},
     net::{Call, Links, Reply},
     proto::VoteProto,
     state::State,
@@ -48,8 +46,8 @@ struct Inner {
     links: Option<Arc<Links>>,
     /// How long the voters that are asked may take.
     patience: Duration,
-    /// Which voter is asked first: one that did not answer is not asked again next time.
-    first: AtomicUsize,
+    /// Voters that answered first the last time.
+    answered: Mutex<Vec<u64>>,
 }
 
 /// A leader's index, good if a quorum of `voters` stands by `vote`.
@@ -61,27 +59,26 @@ struct Claim {
 }
 
 impl Claim {
-    /// Of a node whose vote is `vote` and which leads by openraft's word as `leads`. `told`: see [`Links::told`].
+    /// Of a node whose vote is `vote` and which leads by openraft's word as `leads`. Everything up to `shown` may have been seen.
     fn of(
         vote: LeaderId,
         leads: Option<LeaderId>,
         applied: Option<LogId>,
-        told: u64,
+        shown: u64,
         voters: Vec<BTreeSet<u64>>,
     ) -> Option<Self> {
         // After a restart the vote is still there, and the leader is not.
         let applied = applied.filter(|id| leads == Some(vote) && id.leader_id == vote)?;
         Some(Self {
             vote,
-            index: applied.index.max(told),
+            index: applied.index.max(shown),
             voters,
         })
     }
 
-    fn is_proven_by(&self, standing: &[u64]) -> bool {
-        let has_majority = |voters: &BTreeSet<u64>| {
-            standing.iter().filter(|id| voters.contains(id)).count() > voters.len() / 2
-        };
+    fn is_proven_by(&self, standing: &BTreeSet<u64>) -> bool {
+        let has_majority =
+            |voters: &BTreeSet<u64>| voters.intersection(standing).count() > voters.len() / 2;
         !self.voters.is_empty() && self.voters.iter().all(has_majority)
     }
 }
@@ -102,7 +99,7 @@ impl Confirm {
             state,
             links,
             patience,
-            first: AtomicUsize::new(0),
+            answered: Mutex::default(),
         }))
     }
 
@@ -111,65 +108,85 @@ impl Confirm {
         self.0.log.vote().as_ref().map(VoteProto::from)
     }
 
-    /// The index, if that voter `id` stands by `vote` proves it. `id` said so after the reader came.
+    /// The index, if that voter `id`, another node, stands by `vote` proves it. `id` said so after the reader came.
     pub(crate) fn by(&self, id: u64, vote: LeaderId) -> Option<u64> {
         let claim = self.claim().filter(|claim| claim.vote == vote)?;
-        claim
-            .is_proven_by(&[self.0.raft_id, id])
-            .then_some(claim.index)
+        let standing = BTreeSet::from([self.0.raft_id, id]);
+        claim.is_proven_by(&standing).then_some(claim.index)
     }
 
-    /// The index, after asking as many voters as are needed; `None` as well when one of them does not answer in time.
+    /// The index, after asking as many voters as are needed; `None` as well when too few of them answer in time.
     pub(crate) async fn ask(&self) -> Option<u64> {
         let claim = self.claim()?;
-        let standing = vec![self.0.raft_id];
-        if claim.is_proven_by(&standing) {
-            return Some(claim.index);
-        }
-        let proven = timeout(self.0.patience, self.is_proven(&claim, standing)).await;
-        if proven == Ok(true) {
-            return Some(claim.index);
-        }
-        self.0.first.fetch_add(1, Ordering::Relaxed);
-        None
+        let proven = timeout(self.0.patience, self.is_proven(&claim)).await;
+        (proven == Ok(true)).then_some(claim.index)
     }
 
-    /// Asks voters besides those in `standing` whether they stand by the claim's vote.
-    async fn is_proven(&self, claim: &Claim, mut standing: Vec<u64>) -> bool {
-        let Some(links) = &self.0.links else {
-            return false;
-        };
-        let others: BTreeSet<u64> = claim.voters.iter().flatten().copied().collect();
-        let others: Vec<u64> = others
-            .into_iter()
-            .filter(|id| *id != self.0.raft_id)
-            .collect();
-        let first = self.0.first.load(Ordering::Relaxed) % others.len().max(1);
-        let (before, from) = others.split_at_checked(first).unwrap_or((&others, &[]));
+    /// Asks voters whether they stand by the claim's vote: first those who answered first the last time, and further ones when an
+    /// answer is of no use or takes long.
+    async fn is_proven(&self, claim: &Claim) -> bool {
+        let mut standing = BTreeSet::from([self.0.raft_id]);
+        // Those asked of whom nothing is known yet are in it too.
+        let mut hoped = standing.clone();
+        let mut others = self.in_order(claim).into_iter();
+        let mut answered = Vec::new();
         let mut answers = FuturesUnordered::new();
-        let mut asked = standing.clone();
-        for id in from.iter().chain(before).copied() {
-            if claim.is_proven_by(&asked) {
-                break;
-            }
-            asked.push(id);
-            let link = links.control(id);
-            let limit = self.0.patience;
-            answers.push(async move { (id, link.call(Call::Standing(true), limit).await) });
-        }
-        while let Some((id, answer)) = answers.next().await {
-            match answer {
-                Ok(Reply::Standing(vote)) if LeaderId::from(vote) == claim.vote => {
-                    standing.push(id)
-                }
-                // It has moved on, or is of a version that does not know the question.
-                Ok(_) | Err(_) => return false,
-            }
+        loop {
             if claim.is_proven_by(&standing) {
+                if !answered.is_empty() {
+                    *lock(&self.0.answered) = answered;
+                }
                 return true;
             }
+            while !claim.is_proven_by(&hoped)
+                && let Some(id) = others.next()
+            {
+                hoped.insert(id);
+                answers.push(self.stands_by(id, claim.vote));
+            }
+            tokio::select! {
+                biased;
+                answer = answers.next() => match answer {
+                    Some((id, true)) => {
+                        standing.insert(id);
+                        answered.push(id);
+                    }
+                    Some((id, false)) => {
+                        hoped.remove(&id);
+                    }
+                    None => return false,
+                },
+                () = sleep(self.0.patience / 8), if others.len() > 0 => {
+                    if let Some(id) = others.next() {
+                        hoped.insert(id);
+                        answers.push(self.stands_by(id, claim.vote));
+                    }
+                }
+            }
         }
-        false
+    }
+
+    /// Whether voter `id` has voted for nobody else since.
+    async fn stands_by(&self, id: u64, vote: LeaderId) -> (u64, bool) {
+        let Some(links) = &self.0.links else {
+            return (id, false);
+        };
+        let link = links.control(id);
+        let answer = link.call(Call::Standing(true), self.0.patience).await;
+        // Anything else: it has moved on, or is of a version that does not know the question.
+        let stands =
+            matches!(answer, Ok(Reply::Standing(theirs)) if LeaderId::from(theirs) == vote);
+        (id, stands)
+    }
+
+    /// The other voters, those to ask first in front.
+    fn in_order(&self, claim: &Claim) -> Vec<u64> {
+        let mut others: BTreeSet<u64> = claim.voters.iter().flatten().copied().collect();
+        others.remove(&self.0.raft_id);
+        let first = lock(&self.0.answered).clone();
+        let mut order: Vec<u64> = first.into_iter().filter(|id| others.remove(id)).collect();
+        order.extend(others);
+        order
     }
 
     /// What this node knows as a leader; `None`: it does not lead, or has not applied an entry of its own yet.
@@ -184,7 +201,8 @@ impl Confirm {
         };
         let applied = inner.state.position().borrow().applied;
         let told = inner.links.as_ref().map_or(0, |links| links.told());
-        Claim::of(vote, leads, applied, told, voters)
+        let shown = inner.state.readable().max(told);
+        Claim::of(vote, leads, applied, shown, voters)
     }
 }
 
@@ -200,9 +218,9 @@ mod tests {
     #[test]
     fn only_a_leader_of_this_life_that_has_applied_its_own_entry_claims_an_index() {
         let own = leader(3, 1);
-        for (vote, leads, applied, told, index) in [
+        for (vote, leads, applied, shown, index) in [
             (own, Some(own), Some(log_id(3, 1, 7)), 0, Some(7)),
-            // A follower has applied what this node has not.
+            // A reader may have seen more, here or on a follower.
             (own, Some(own), Some(log_id(3, 1, 7)), 9, Some(9)),
             // Restarted: the vote is its own still.
             (own, None, Some(log_id(3, 1, 7)), 9, None),
@@ -214,11 +232,11 @@ mod tests {
             (own, Some(own), Some(log_id(2, 1, 7)), 9, None),
             (own, Some(own), None, 0, None),
         ] {
-            let claim = Claim::of(vote, leads, applied, told, vec![BTreeSet::from([1])]);
+            let claim = Claim::of(vote, leads, applied, shown, vec![BTreeSet::from([1])]);
             assert_eq!(
                 claim.map(|claim| claim.index),
                 index,
-                "{vote:?} {leads:?} {applied:?} {told}"
+                "{vote:?} {leads:?} {applied:?} {shown}"
             );
         }
     }
@@ -249,7 +267,7 @@ mod tests {
                 index: 0,
                 voters,
             };
-            let said = claim.is_proven_by(&standing);
+            let said = claim.is_proven_by(&standing.iter().copied().collect());
             assert_eq!(said, proven, "{:?} {standing:?}", claim.voters);
         }
     }

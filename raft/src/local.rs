@@ -67,9 +67,15 @@ impl Reads {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        let (prefix, after) = (prefix.to_vec(), after.map(<[u8]>::to_vec));
-        self.handed_over(move |state| state.keys_at(restores, &prefix, after.as_deref(), limit))
-            .await
+        match self.state.keys_at_hand(restores, prefix, after, limit)? {
+            AtHand::Found(found) => Ok(found),
+            AtHand::OnDisk => {
+                let (prefix, after) = (prefix.to_vec(), after.map(<[u8]>::to_vec));
+                let read =
+                    move |state: &State| state.keys_at(restores, &prefix, after.as_deref(), limit);
+                self.handed_over(read).await
+            }
+        }
     }
 
     /// Reads on another thread.

@@ -86,13 +86,10 @@ pub(crate) fn once() -> ReadOptions {
 }
 
 /// For reading what is in memory, and nothing else.
-pub(crate) fn at_hand() -> &'static ReadOptions {
-    static AT_HAND: LazyLock<ReadOptions> = LazyLock::new(|| {
-        let mut at_hand = ReadOptions::default();
-        at_hand.set_read_tier(ReadTier::BlockCache);
-        at_hand
-    });
-    &AT_HAND
+pub(crate) fn at_hand() -> ReadOptions {
+    let mut at_hand = ReadOptions::default();
+    at_hand.set_read_tier(ReadTier::BlockCache);
+    at_hand
 }
 
 fn table(kind: Kind, family: &str) -> BlockBasedOptions {

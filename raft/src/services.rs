@@ -385,7 +385,13 @@ async fn ask_leader(
     links: Option<Arc<Links>>,
     limit: Duration,
 ) -> Result<u64, ProbeError> {
-    let leader = core.metrics().borrow_watched().current_leader;
+    let (own, leader) = {
+        let metrics = core.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.id, metrics.current_leader)
+    };
+    // Its own word would count for nothing.
+    let leader = leader.filter(|leader| *leader != own);
     let (Some(links), Some(leader)) = (links, leader) else {
         return Err(ProbeError::NoLeader);
     };

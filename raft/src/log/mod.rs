@@ -46,7 +46,7 @@ use crate::{
     error::{OpenError, REJOIN},
     fail,
     figures::figures,
-    identity::Identity,
+    identity::{Identity, write_atomically},
     keys::{
         self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_FORMAT, META_PURGED,
         META_SCANNED, META_VOTE, SET_BACK_FILE,
@@ -327,7 +327,7 @@ impl LogStore {
              older state, or does not keep what it has synced"
         );
         // Without the mark the next start finds it out anew, as long as that leader leads.
-        if let Err(error) = std::fs::write(self.0.path.join(SET_BACK_FILE), &why) {
+        if let Err(error) = write_atomically(&self.0.path.join(SET_BACK_FILE), why.as_bytes()) {
             tracing::error!(%error, "the log could not be marked as set back");
         }
         self.0.flusher.fail(&format!("{why}. {REJOIN}"));

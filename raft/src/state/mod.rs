@@ -85,6 +85,8 @@ pub struct State {
     /// `None` after close.
     live: ArcSwapOption<Generation>,
     position: watch::Sender<Position>,
+    /// See [`State::readable`].
+    readable: AtomicU64,
     pub(crate) snapshots: Snapshots,
     pub(crate) counters: Arc<snapshot::Counters>,
     /// Held while a snapshot is built.
@@ -142,6 +144,19 @@ pub(crate) enum AtHand<T> {
     Found(T),
     /// Only the disk tells.
     OnDisk,
+}
+
+impl<T> AtHand<T> {
+    /// What came of a read with [`rocks::at_hand`].
+    fn of(read: Result<T, StateError>) -> Result<Self, StateError> {
+        match read {
+            Ok(found) => Ok(Self::Found(found)),
+            Err(StateError::Read(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Self::OnDisk)
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// The watched keys in a batch, with what they are after it.
@@ -216,8 +231,13 @@ impl Generation {
         }
     }
 
-    /// Log index of the last write of `key`. `family`: the live one.
-    fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
+    /// Log index of the last write of `key`. `family`: the live one. `WouldBlock`: see [`value_by`].
+    fn mod_index(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        options: &ReadOptions,
+    ) -> io::Result<Option<u64>> {
         let writes = {
             let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
             match watched.keys.get(key) {
@@ -227,7 +247,7 @@ impl Generation {
             }
         };
         // Without the lock: the disk may hang, and everybody asks here.
-        let found = mod_index_in(&self.db, family, key)?;
+        let found = mod_index_in(&self.db, family, key, options)?;
         let Some(writes) = writes else {
             return Ok(found);
         };
@@ -284,6 +304,7 @@ impl State {
             dir: dir.to_owned(),
             identity: identity.clone(),
             live: ArcSwapOption::from_pointee(generation),
+            readable: index_of(&position).into(),
             position: watch::Sender::new(position),
             snapshots,
             counters: Arc::default(),
@@ -315,28 +336,27 @@ impl State {
         restores: u64,
         key: &[u8],
     ) -> Result<AtHand<Option<(u64, Bytes)>>, StateError> {
-        let found = self.read(Some(restores), |live, family| {
-            value_by(&live.db, family, key, rocks::at_hand())
-        });
-        match found {
-            Ok(found) => Ok(AtHand::Found(found)),
-            Err(StateError::Read(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok(AtHand::OnDisk)
-            }
-            Err(error) => Err(error),
-        }
+        AtHand::of(self.read(Some(restores), |live, family| {
+            value_by(&live.db, family, key, &rocks::at_hand())
+        }))
     }
 
     /// As [`State::mod_index`], without the disk.
     pub(crate) fn mod_index_at_hand(&self, key: &[u8]) -> Result<AtHand<Option<u64>>, StateError> {
-        self.read(None, |generation, _| {
-            let watched = &generation.watched;
-            let watched = watched.read().unwrap_or_else(PoisonError::into_inner);
-            Ok(match watched.keys.get(key) {
-                Some(Known::Is(index)) => AtHand::Found(*index),
-                Some(Known::Changing) | None => AtHand::OnDisk,
-            })
-        })
+        AtHand::of(self.read(None, |generation, family| {
+            generation.mod_index(family, key, &rocks::at_hand())
+        }))
+    }
+
+    /// As [`State::keys_at`], without the disk.
+    pub(crate) fn keys_at_hand(
+        &self,
+        restores: u64,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<AtHand<Vec<Bytes>>, StateError> {
+        AtHand::of(self.keys_in(Some(restores), prefix, after, limit, rocks::at_hand))
     }
 
     /// The log index of the last write of `key`, from memory if it was asked for lately: for the few keys that every
@@ -345,7 +365,9 @@ impl State {
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
-        self.read(None, |generation, family| generation.mod_index(family, key))
+        self.read(None, |generation, family| {
+            generation.mod_index(family, key, &ReadOptions::default())
+        })
     }
 
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
@@ -358,7 +380,7 @@ impl State {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        self.keys_in(None, prefix, after, limit)
+        self.keys_in(None, prefix, after, limit, ReadOptions::default)
     }
 
     /// As [`State::keys`], for a reader that knows the data of the time when there had been `restores` restores.
@@ -372,7 +394,7 @@ impl State {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        self.keys_in(Some(restores), prefix, after, limit)
+        self.keys_in(Some(restores), prefix, after, limit, ReadOptions::default)
     }
 
     fn keys_in(
@@ -381,6 +403,7 @@ impl State {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
+        options: fn() -> ReadOptions,
     ) -> Result<Vec<Bytes>, StateError> {
         let start = match after {
             Some(after) if after >= prefix => [after, &[0]].concat(),
@@ -389,8 +412,9 @@ impl State {
         self.read(restores, |Generation { db, .. }, family| {
             let from = IteratorMode::From(&start, Direction::Forward);
             let mut found = Vec::new();
-            for item in db.iterator_cf(cf(db, family)?, from).take(limit) {
-                let (key, _) = item.map_err(io::Error::other)?;
+            let rows = db.iterator_cf_opt(cf(db, family)?, options(), from);
+            for item in rows.take(limit) {
+                let (key, _) = item.map_err(read_error)?;
                 if !key.starts_with(prefix) {
                     break;
                 }
@@ -461,6 +485,11 @@ impl State {
     #[must_use]
     pub fn applied(&self) -> u64 {
         self.position.borrow().applied.map_or(0, |id| id.index)
+    }
+
+    /// Log index up to which entries that this node applies may be seen here: ahead of [`State::applied`] while a batch is written.
+    pub(crate) fn readable(&self) -> u64 {
+        self.readable.load(Ordering::SeqCst)
     }
 
     /// Number of `Put` operations ever applied: the same on every node at the same index.
@@ -545,6 +574,7 @@ impl State {
         lock(&generation.outcomes).sweep(db, &mut batch, &old, after)?;
         let restored = position.restored != old.restored;
         let hits = generation.before_write(changes, restored);
+        self.readable.fetch_max(after, Ordering::SeqCst);
         // After a failure nothing is written any more; the keys in the batch go on being read from the database.
         db.write_opt(batch, &without_wal()).map_err(|error| {
             let advice = rocks::advice(&error);
@@ -596,9 +626,10 @@ impl View for DbView {
     /// Nothing is written between this and the commit, so what is known of a watched key is what the database has.
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
         if family == keys::live(self.restores()) {
-            self.generation.mod_index(family, key)
+            let options = ReadOptions::default();
+            self.generation.mod_index(family, key, &options)
         } else {
-            mod_index_in(&self.generation.db, family, key)
+            mod_index_in(&self.generation.db, family, key, &ReadOptions::default())
         }
     }
 
@@ -619,11 +650,15 @@ impl View for DbView {
     }
 }
 
-fn mod_index_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
-    let stored = db
-        .get_pinned_cf(cf(db, family)?, key)
-        .map_err(io::Error::other)?;
+fn mod_index_in(
+    db: &DB,
+    family: &'static str,
+    key: &[u8],
+    options: &ReadOptions,
+) -> io::Result<Option<u64>> {
+    let stored = db.get_pinned_cf_opt(cf(db, family)?, key, options);
     stored
+        .map_err(read_error)?
         .map(|stored| split_value(&stored).map(|(mod_index, _)| mod_index))
         .transpose()
 }
@@ -757,7 +792,7 @@ fn value_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<(u64
     value_by(db, family, key, &ReadOptions::default())
 }
 
-/// `WouldBlock`: `options` do not allow to look where it may be.
+/// `WouldBlock`: only the disk tells, and `options` forbid it.
 fn value_by(
     db: &DB,
     family: &'static str,
@@ -765,18 +800,19 @@ fn value_by(
     options: &ReadOptions,
 ) -> io::Result<Option<(u64, Bytes)>> {
     let stored = db.get_pinned_cf_opt(cf(db, family)?, key, options);
-    let stored = stored.map_err(|error| {
-        if error.kind() == rocksdb::ErrorKind::Incomplete {
-            io::Error::new(io::ErrorKind::WouldBlock, error)
-        } else {
-            io::Error::other(error)
-        }
-    })?;
-    let Some(stored) = stored else {
+    let Some(stored) = stored.map_err(read_error)? else {
         return Ok(None);
     };
     let (mod_index, value) = split_value(&stored)?;
     Ok(Some((mod_index, Bytes::copy_from_slice(value))))
+}
+
+fn read_error(error: rocksdb::Error) -> io::Error {
+    if error.kind() == rocksdb::ErrorKind::Incomplete {
+        io::Error::new(io::ErrorKind::WouldBlock, error)
+    } else {
+        io::Error::other(error)
+    }
 }
 
 /// Restores so far and the last one's id.
