@@ -158,12 +158,7 @@ impl Cluster {
             key_made_before: true,
         };
         let mut cluster = Self::prepare(&options);
-        for number in 1..=nodes {
-            cluster.spawn(number);
-        }
-        for number in 1..=nodes {
-            cluster.wait_listening(number);
-        }
+        cluster.spawn_all();
         cluster
     }
 
@@ -174,6 +169,22 @@ impl Cluster {
         cluster.init();
         cluster.wait_all();
         cluster
+    }
+
+    /// Starts the nodes that were prepared, initialises the cluster, and waits until all vote.
+    pub fn bring_up(&mut self) {
+        self.spawn_all();
+        self.init();
+        self.wait_all();
+    }
+
+    fn spawn_all(&mut self) {
+        for number in 1..=self.nodes.len() {
+            self.spawn(number);
+        }
+        for number in 1..=self.nodes.len() {
+            self.wait_listening(number);
+        }
     }
 
     /// One more node that would join the others; not started. Gives its number.

@@ -5,11 +5,12 @@
 //!
 //! Why it holds. A node's vote only ever rises. Whoever was elected above this leader before the reader came got votes from a
 //! quorum, one of which is in the quorum that is looked at here after the reader came; so that one's vote would be higher. (The two
-//! quorums share a voter even when the membership has just changed: changes are made one after the other is committed.) Hence
-//! nobody but this leader, and those before it, had anything acknowledged or applied.
+//! quorums share a voter even when the membership has just changed: each change waits until the one before is committed, and
+//! openraft's metrics, where the voters are looked up, are at most one behind.) Hence nobody but this leader, and those before it, had
+//! anything acknowledged or applied.
 //!
 //! Invariants
-//! - A vote is taken from the log, where it is before anyone is told of it; never from openraft's metrics, which lag behind.
+//! - A vote is taken from the log, where it is before anyone is told of it; never from the metrics, which lag behind.
 //! - Only a leader elected in this process counts: one that has restarted may have forgotten what it had committed.
 //! - The index covers all that anybody can have been shown: here, from the moment before it can be read; elsewhere, what this node has
 //!   told others is committed. Its own first entry, and with it all of its predecessors', is applied.
@@ -18,7 +19,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,6 +38,11 @@ use crate::{
     types::{Core, LeaderId, LogId},
 };
 
+/// After this part of the patience a further voter is asked: longer than an answer takes, unless something is wrong.
+const HEDGE: u32 = 8;
+/// Every so many probes one voter more than needed is asked.
+const COMPARED: u32 = 256;
+
 /// What a leader can be confirmed by.
 #[derive(Clone)]
 pub(crate) struct Confirm(Arc<Inner>);
@@ -46,8 +55,9 @@ struct Inner {
     links: Option<Arc<Links>>,
     /// How long the voters that are asked may take.
     patience: Duration,
-    /// Voters that answered first the last time.
-    answered: Mutex<Vec<u64>>,
+    /// The voters of the last quorum, in the order of their answers.
+    quickest: Mutex<Vec<u64>>,
+    probes: AtomicU32,
 }
 
 /// A leader's index, good if a quorum of `voters` stands by `vote`.
@@ -99,7 +109,8 @@ impl Confirm {
             state,
             links,
             patience,
-            answered: Mutex::default(),
+            quickest: Mutex::default(),
+            probes: AtomicU32::new(0),
         }))
     }
 
@@ -118,23 +129,32 @@ impl Confirm {
     /// The index, after asking as many voters as are needed; `None` as well when too few of them answer in time.
     pub(crate) async fn ask(&self) -> Option<u64> {
         let claim = self.claim()?;
-        let proven = timeout(self.0.patience, self.is_proven(&claim)).await;
+        let proven = timeout(self.0.patience, self.ask_voters(&claim)).await;
         (proven == Ok(true)).then_some(claim.index)
     }
 
-    /// Asks voters whether they stand by the claim's vote: first those who answered first the last time, and further ones when an
-    /// answer is of no use or takes long.
-    async fn is_proven(&self, claim: &Claim) -> bool {
+    /// Whether enough voters stand by the claim's vote. Asks the quickest of the last time, and further ones when an answer is of no
+    /// use or takes long.
+    async fn ask_voters(&self, claim: &Claim) -> bool {
         let mut standing = BTreeSet::from([self.0.raft_id]);
         // Those asked of whom nothing is known yet are in it too.
         let mut hoped = standing.clone();
         let mut others = self.in_order(claim).into_iter();
-        let mut answered = Vec::new();
+        // All that have not refused.
+        let mut possible: BTreeSet<u64> = others.clone().collect();
+        possible.insert(self.0.raft_id);
+        let mut quickest = Vec::new();
         let mut answers = FuturesUnordered::new();
+        // Now and then one more than is needed: it may have become quicker.
+        let probe = self.0.probes.fetch_add(1, Ordering::Relaxed);
+        let compared = probe.is_multiple_of(COMPARED);
+        if compared && let Some(id) = others.next_back() {
+            answers.push(self.stands_by(id, claim.vote));
+        }
         loop {
             if claim.is_proven_by(&standing) {
-                if !answered.is_empty() {
-                    *lock(&self.0.answered) = answered;
+                if !quickest.is_empty() {
+                    *lock(&self.0.quickest) = quickest;
                 }
                 return true;
             }
@@ -149,14 +169,18 @@ impl Confirm {
                 answer = answers.next() => match answer {
                     Some((id, true)) => {
                         standing.insert(id);
-                        answered.push(id);
+                        quickest.push(id);
                     }
                     Some((id, false)) => {
                         hoped.remove(&id);
+                        possible.remove(&id);
+                        if !claim.is_proven_by(&possible) {
+                            return false;
+                        }
                     }
                     None => return false,
                 },
-                () = sleep(self.0.patience / 8), if others.len() > 0 => {
+                () = sleep(self.0.patience / HEDGE), if others.len() > 0 => {
                     if let Some(id) = others.next() {
                         hoped.insert(id);
                         answers.push(self.stands_by(id, claim.vote));
@@ -183,8 +207,11 @@ impl Confirm {
     fn in_order(&self, claim: &Claim) -> Vec<u64> {
         let mut others: BTreeSet<u64> = claim.voters.iter().flatten().copied().collect();
         others.remove(&self.0.raft_id);
-        let first = lock(&self.0.answered).clone();
-        let mut order: Vec<u64> = first.into_iter().filter(|id| others.remove(id)).collect();
+        let quickest = lock(&self.0.quickest).clone();
+        let mut order: Vec<u64> = quickest
+            .into_iter()
+            .filter(|id| others.remove(id))
+            .collect();
         order.extend(others);
         order
     }

@@ -1,7 +1,8 @@
 //! Reads of this node's state for callers that must not be held up: the disk is waited for on other threads.
 //!
 //! Invariants
-//! - What is in memory is read at once, on the caller's thread. None of the callers' threads ever waits for the disk.
+//! - A value in memory is read at once, on the caller's thread. None of the callers' threads ever waits for the disk, or steps over
+//!   keys without number.
 //! - At most [`MAX_DISK_READS`] threads read the disk. A read that is not waited for any more keeps its place until it ends, so that a
 //!   disk that hangs holds that many and no more.
 
@@ -67,15 +68,9 @@ impl Reads {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        match self.state.keys_at_hand(restores, prefix, after, limit)? {
-            AtHand::Found(found) => Ok(found),
-            AtHand::OnDisk => {
-                let (prefix, after) = (prefix.to_vec(), after.map(<[u8]>::to_vec));
-                let read =
-                    move |state: &State| state.keys_at(restores, &prefix, after.as_deref(), limit);
-                self.handed_over(read).await
-            }
-        }
+        let (prefix, after) = (prefix.to_vec(), after.map(<[u8]>::to_vec));
+        self.handed_over(move |state| state.keys_at(restores, &prefix, after.as_deref(), limit))
+            .await
     }
 
     /// Reads on another thread.
@@ -83,6 +78,7 @@ impl Reads {
         &self,
         read: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
+        // Never closed.
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|_| StateError::Closed)?;
         let state = Arc::clone(&self.state);
@@ -106,6 +102,8 @@ mod tests {
         stores::Stores,
     };
 
+    const ALL: u32 = MAX_DISK_READS as u32;
+
     #[tokio::test]
     async fn only_what_is_on_the_disk_waits_for_a_place() {
         let dir = tempfile::tempdir().unwrap();
@@ -114,7 +112,7 @@ mod tests {
         apply(&stores, vec![put(0, "a"), put(1, "b")]).await;
         let reads = Reads::new(stores.state());
         // Just written. With every place taken, as by a disk that hangs.
-        let taken = reads.places.acquire_many(32).await.unwrap();
+        let taken = reads.places.acquire_many(ALL).await.unwrap();
         let found = reads.get_at(0, b"a").now_or_never().unwrap();
         assert_eq!(found.unwrap().map(|(index, _)| index), Some(0));
         drop(taken);
@@ -122,7 +120,7 @@ mod tests {
 
         let stores = Stores::open(dir.path(), &identity(1)).unwrap();
         let reads = Reads::new(stores.state());
-        let taken = reads.places.acquire_many(32).await.unwrap();
+        let taken = reads.places.acquire_many(ALL).await.unwrap();
         assert!(reads.get_at(0, b"a").now_or_never().is_none());
         assert!(reads.mod_index(b"b").now_or_never().is_none());
         assert!(reads.keys_at(0, b"", None, 9).now_or_never().is_none());

@@ -4,8 +4,8 @@
 //!
 //! Invariants
 //! - A proposal's outcome is one of: nothing written, committed, unknown, fatal.
-//! - A read index is never answered from local knowledge alone.
-//! - Every wait ends at the caller's deadline.
+//! - A read index is never answered from local knowledge alone, unless this node is the only voter.
+//! - Every wait ends at the caller's deadline, but for reads of the state, which wait for the disk and end when they are dropped.
 
 use std::{
     collections::{BTreeMap, HashMap},

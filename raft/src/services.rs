@@ -390,7 +390,7 @@ async fn ask_leader(
         let metrics = metrics.borrow_watched();
         (metrics.id, metrics.current_leader)
     };
-    // Its own word would count for nothing.
+    // After a restart openraft may still name this node, whose own word would count for nothing.
     let leader = leader.filter(|leader| *leader != own);
     let (Some(links), Some(leader)) = (links, leader) else {
         return Err(ProbeError::NoLeader);

@@ -287,6 +287,7 @@ impl Server {
                 .insert(request::REQUEST_ID, id_header(id)?);
             self.read_at_leader(&api, &whole).await
         } else {
+            // Was not asked.
             Err(ApiError::NotLeader)
         };
         let mut answer = if let Ok(answer) = leaders {
@@ -335,7 +336,7 @@ impl Server {
             (Some(id), _) if self.from_follower => return Ok(id),
             (Some(id), Some(core)) if operation.is_write() => (id, core),
             (Some(id), None) if operation.is_write() => return Ok(id),
-            (None | Some(_), _) => return Ok(Uuid::new_v4()),
+            _ => return Ok(Uuid::new_v4()),
         };
         let token = request::token(&head.headers);
         let mut asked = Vec::with_capacity(body.len() + 256);
@@ -461,7 +462,11 @@ impl Server {
                 Err(_) => false,
             };
             if self.from_follower {
-                return outcome;
+                return match outcome {
+                    // Of a copy that was sent before, the follower must not take it for the truth.
+                    Err(ApiError::NotLeader) if perhaps_applied => Err(ApiError::OutcomeUnknown),
+                    outcome => outcome,
+                };
             }
             if !again {
                 return settled(outcome, perhaps_applied);

@@ -72,14 +72,7 @@ fn start(in_namespaces: bool) -> Cluster {
     };
     let network = |nodes| in_namespaces.then(|| Network::up(nodes));
     let mut cluster = Cluster::prepare_in(&options, network);
-    for node in 1..=3 {
-        cluster.spawn(node);
-    }
-    for node in 1..=3 {
-        cluster.wait_listening(node);
-    }
-    cluster.init();
-    cluster.wait_all();
+    cluster.bring_up();
     cluster
 }
 

@@ -67,14 +67,7 @@ fn partitions(seconds: u64, seed: u64, nodes: usize) -> ExitCode {
         key_made_before: true,
     };
     let mut cluster = Cluster::prepare_in(&options, |nodes| Some(Network::up(nodes)));
-    for node in 1..=nodes {
-        cluster.spawn(node);
-    }
-    for node in 1..=nodes {
-        cluster.wait_listening(node);
-    }
-    cluster.init();
-    cluster.wait_all();
+    cluster.bring_up();
     cluster.mount_kv("kv", false);
     let haproxy = Haproxy::start(&cluster);
 

@@ -109,13 +109,8 @@ fn power_failure(rounds: u64, seed: u64, trial: Trial) -> Verdict {
             });
         }
         disks[node - 1].sync();
-        cluster.spawn(node);
     }
-    for node in 1..=NODES {
-        cluster.wait_listening(node);
-    }
-    cluster.init();
-    cluster.wait_all();
+    cluster.bring_up();
     cluster.mount_kv("plain", false);
     cluster.mount_kv("wrapped", true);
     let clients: Vec<Client> = (1..=NODES)

@@ -99,13 +99,8 @@ fn old_cluster(old: &Path) -> Cluster {
     });
     for node in 1..=NODES {
         cluster.set_binary(node, Some(old));
-        cluster.spawn(node);
     }
-    for node in 1..=NODES {
-        cluster.wait_listening(node);
-    }
-    cluster.init();
-    cluster.wait_all();
+    cluster.bring_up();
     cluster.mount_kv("plain", false);
     cluster.mount_kv("wrapped", true);
     cluster

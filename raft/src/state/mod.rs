@@ -28,7 +28,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use prost::Message;
-use rocksdb::{DB, Direction, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{DB, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
 use self::{
@@ -348,17 +348,6 @@ impl State {
         }))
     }
 
-    /// As [`State::keys_at`], without the disk.
-    pub(crate) fn keys_at_hand(
-        &self,
-        restores: u64,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<AtHand<Vec<Bytes>>, StateError> {
-        AtHand::of(self.keys_in(Some(restores), prefix, after, limit, rocks::at_hand))
-    }
-
     /// The log index of the last write of `key`, from memory if it was asked for lately: for the few keys that every
     /// request asks for.
     ///
@@ -380,7 +369,7 @@ impl State {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        self.keys_in(None, prefix, after, limit, ReadOptions::default)
+        self.keys_in(None, prefix, after, limit)
     }
 
     /// As [`State::keys`], for a reader that knows the data of the time when there had been `restores` restores.
@@ -394,7 +383,7 @@ impl State {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Bytes>, StateError> {
-        self.keys_in(Some(restores), prefix, after, limit, ReadOptions::default)
+        self.keys_in(Some(restores), prefix, after, limit)
     }
 
     fn keys_in(
@@ -403,23 +392,23 @@ impl State {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-        options: fn() -> ReadOptions,
     ) -> Result<Vec<Bytes>, StateError> {
         let start = match after {
             Some(after) if after >= prefix => [after, &[0]].concat(),
             _ => prefix.to_vec(),
         };
         self.read(restores, |Generation { db, .. }, family| {
-            let from = IteratorMode::From(&start, Direction::Forward);
+            // Values are not copied.
+            let mut rows = db.raw_iterator_cf(cf(db, family)?);
+            rows.seek(&start);
             let mut found = Vec::new();
-            let rows = db.iterator_cf_opt(cf(db, family)?, options(), from);
-            for item in rows.take(limit) {
-                let (key, _) = item.map_err(read_error)?;
-                if !key.starts_with(prefix) {
-                    break;
-                }
-                found.push(Bytes::from(key));
+            while let Some(key) = rows.key().filter(|key| key.starts_with(prefix))
+                && found.len() < limit
+            {
+                found.push(Bytes::copy_from_slice(key));
+                rows.next();
             }
+            rows.status().map_err(io::Error::other)?;
             Ok(found)
         })
     }
