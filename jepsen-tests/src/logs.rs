@@ -10,6 +10,7 @@ pub const NODES_AWAY: &[&str] = &[
     "joining:",
     "no connection to a member",
     "leadership was not handed over",
+    "it was elected meanwhile",
 ];
 
 /// What a node logs while its HSM is away or does not fit.
