@@ -107,6 +107,7 @@ async fn take(shared: &Shared, running: &Running, schedule: &Schedule) -> Result
         .await
         .map_err(|error| chain(&error))?;
     let (schedule, runtime) = (schedule.clone(), Handle::current());
+    let dir = schedule.path_prefix.clone();
     let storage = &shared.config.storage;
     let (data, reserve) = (storage.path.clone(), storage.disk_reserve);
     let written = tokio::task::spawn_blocking(move || {
@@ -119,7 +120,7 @@ async fn take(shared: &Shared, running: &Running, schedule: &Schedule) -> Result
     written
         .await
         .map_err(|error| error.to_string())?
-        .map_err(|error| error.to_string())
+        .map_err(|error| format!("{dir}: {error}"))
 }
 
 fn keep(snapshot: &Snapshot, schedule: &Schedule, runtime: &Handle) -> io::Result<PathBuf> {
