@@ -85,11 +85,20 @@ pub(crate) fn once() -> ReadOptions {
     once
 }
 
-/// For reading what is in memory, and nothing else.
-pub(crate) fn at_hand() -> ReadOptions {
-    let mut at_hand = ReadOptions::default();
-    at_hand.set_read_tier(ReadTier::BlockCache);
-    at_hand
+/// For reading what is in memory, and nothing else. Made once, as the next ones: every request reads.
+pub(crate) fn at_hand() -> &'static ReadOptions {
+    static AT_HAND: LazyLock<ReadOptions> = LazyLock::new(|| {
+        let mut at_hand = ReadOptions::default();
+        at_hand.set_read_tier(ReadTier::BlockCache);
+        at_hand
+    });
+    &AT_HAND
+}
+
+/// For reading wherever it is.
+pub(crate) fn anywhere() -> &'static ReadOptions {
+    static ANYWHERE: LazyLock<ReadOptions> = LazyLock::new(ReadOptions::default);
+    &ANYWHERE
 }
 
 fn table(kind: Kind, family: &str) -> BlockBasedOptions {

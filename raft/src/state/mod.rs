@@ -337,14 +337,14 @@ impl State {
         key: &[u8],
     ) -> Result<AtHand<Option<(u64, Bytes)>>, StateError> {
         AtHand::of(self.read(Some(restores), |live, family| {
-            value_by(&live.db, family, key, &rocks::at_hand())
+            value_by(&live.db, family, key, rocks::at_hand())
         }))
     }
 
     /// As [`State::mod_index`], without the disk.
     pub(crate) fn mod_index_at_hand(&self, key: &[u8]) -> Result<AtHand<Option<u64>>, StateError> {
         AtHand::of(self.read(None, |generation, family| {
-            generation.mod_index(family, key, &rocks::at_hand())
+            generation.mod_index(family, key, rocks::at_hand())
         }))
     }
 
@@ -355,7 +355,7 @@ impl State {
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
         self.read(None, |generation, family| {
-            generation.mod_index(family, key, &ReadOptions::default())
+            generation.mod_index(family, key, rocks::anywhere())
         })
     }
 
@@ -615,10 +615,9 @@ impl View for DbView {
     /// Nothing is written between this and the commit, so what is known of a watched key is what the database has.
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
         if family == keys::live(self.restores()) {
-            let options = ReadOptions::default();
-            self.generation.mod_index(family, key, &options)
+            self.generation.mod_index(family, key, rocks::anywhere())
         } else {
-            mod_index_in(&self.generation.db, family, key, &ReadOptions::default())
+            mod_index_in(&self.generation.db, family, key, rocks::anywhere())
         }
     }
 
@@ -778,7 +777,7 @@ fn free_space(db: &DB, family: &'static str) -> io::Result<()> {
 
 /// The value under `key` in `family`.
 fn value_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<(u64, Bytes)>> {
-    value_by(db, family, key, &ReadOptions::default())
+    value_by(db, family, key, rocks::anywhere())
 }
 
 /// `WouldBlock`: only the disk tells, and `options` forbid it.
