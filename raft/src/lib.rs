@@ -40,6 +40,7 @@ mod net;
 mod plan;
 mod proto;
 mod raft;
+mod readers;
 mod reads;
 mod reconcile;
 mod records;

@@ -3,33 +3,29 @@
 //! Invariants
 //! - A value in memory is read at once, on the caller's thread. None of the callers' threads ever waits for the disk, or steps over
 //!   keys without number.
-//! - At most [`MAX_DISK_READS`] threads read the disk. A read that is not waited for any more keeps its place until it ends, so that a
-//!   disk that hangs holds that many and no more.
+//! - A disk that hangs holds as many threads as [`Readers`] have, and no more.
 
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
 use crate::{
     error::StateError,
+    readers::Readers,
     state::{AtHand, State},
 };
-
-/// As many as a disk needs to be at its fastest.
-const MAX_DISK_READS: usize = 32;
 
 /// The state, and who reads it from the disk.
 pub(crate) struct Reads {
     state: Arc<State>,
-    places: Arc<Semaphore>,
+    readers: Readers,
 }
 
 impl Reads {
     pub(crate) fn new(state: Arc<State>) -> Self {
         Self {
             state,
-            places: Arc::new(Semaphore::new(MAX_DISK_READS)),
+            readers: Readers::new(),
         }
     }
 
@@ -78,17 +74,9 @@ impl Reads {
         &self,
         read: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
-        // Never closed.
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.map_err(|_| StateError::Closed)?;
         let state = Arc::clone(&self.state);
-        let reading = tokio::task::spawn_blocking(move || {
-            let found = read(&state);
-            drop(place);
-            found
-        });
-        let ended = reading.await;
-        ended.unwrap_or_else(|error| Err(io::Error::other(error).into()))
+        let read = self.readers.run(move || read(&state)).await;
+        read.unwrap_or_else(|error| Err(io::Error::other(error).into()))
     }
 }
 
@@ -98,33 +86,32 @@ mod tests {
 
     use super::*;
     use crate::{
+        readers::tests::hold,
         state::tests::{append, apply, identity, put},
         stores::Stores,
     };
 
-    const ALL: u32 = MAX_DISK_READS as u32;
-
     #[tokio::test]
-    async fn only_what_is_on_the_disk_waits_for_a_place() {
+    async fn only_what_is_on_the_disk_waits_for_a_reader() {
         let dir = tempfile::tempdir().unwrap();
         let stores = Stores::open(dir.path(), &identity(1)).unwrap();
         append(&stores.log, vec![put(0, "a"), put(1, "b")]).await;
         apply(&stores, vec![put(0, "a"), put(1, "b")]).await;
         let reads = Reads::new(stores.state());
-        // Just written. With every place taken, as by a disk that hangs.
-        let taken = reads.places.acquire_many(ALL).await.unwrap();
+        // Just written. With every reader held up, as by a disk that hangs.
+        let held = hold(&reads.readers).await;
         let found = reads.get_at(0, b"a").now_or_never().unwrap();
         assert_eq!(found.unwrap().map(|(index, _)| index), Some(0));
-        drop(taken);
+        drop(held);
         stores.close().await;
 
         let stores = Stores::open(dir.path(), &identity(1)).unwrap();
         let reads = Reads::new(stores.state());
-        let taken = reads.places.acquire_many(ALL).await.unwrap();
+        let held = hold(&reads.readers).await;
         assert!(reads.get_at(0, b"a").now_or_never().is_none());
         assert!(reads.mod_index(b"b").now_or_never().is_none());
         assert!(reads.keys_at(0, b"", None, 9).now_or_never().is_none());
-        drop(taken);
+        drop(held);
         let found = reads.get_at(0, b"a").await.unwrap();
         assert_eq!(found.map(|(index, _)| index), Some(0));
         assert_eq!(reads.mod_index(b"b").await.unwrap(), Some(1));
