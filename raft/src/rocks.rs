@@ -42,6 +42,8 @@ impl Kind {
         options.set_keep_log_file_num(2);
         options.set_max_log_file_size(1 << 20);
         options.set_log_level(LogLevel::Warn);
+        // Or a finished file's megabytes are written at once, and whoever syncs the log waits behind them.
+        options.set_bytes_per_sync(1 << 20);
         match self {
             Self::Log => {
                 options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
@@ -66,12 +68,19 @@ impl Kind {
                     _ => 4 << 20,
                 };
                 options.set_write_buffer_size(buffer);
+                options.set_level_zero_file_num_compaction_trigger(FLUSHED_FILES);
+                options.set_level_zero_slowdown_writes_trigger(3 * FLUSHED_FILES);
+                options.set_level_zero_stop_writes_trigger(5 * FLUSHED_FILES);
                 options.set_block_based_table_factory(&table(self, name));
                 ColumnFamilyDescriptor::new(*name, options)
             })
             .collect()
     }
 }
+
+/// So many flushed files are merged into the rest at once. The rest is written again for it, in part or as a whole: fewer times, the
+/// more there is to merge. A reader may look into the filter of each.
+const FLUSHED_FILES: i32 = 12;
 
 /// Blocks read from files: one cache for the whole process, or each column family of each database has its own.
 static BLOCKS: LazyLock<Cache> = LazyLock::new(|| Cache::new_lru_cache(BLOCK_CACHE));

@@ -28,7 +28,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use prost::Message;
-use rocksdb::{DB, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{
+    BottommostLevelCompaction, CompactOptions, DB, FlushOptions, IteratorMode, ReadOptions,
+    WriteBatch, WriteOptions,
+};
 use tokio::sync::watch;
 
 use self::{
@@ -59,7 +62,7 @@ use crate::{
 };
 
 /// After this many applied entries the state is flushed in the background: bounds the replay after a crash.
-const FLUSH_EVERY: u64 = 20_000;
+const FLUSH_EVERY: u64 = 30_000;
 
 /// Keys whose last write is kept in memory; past that all are forgotten and read again one by one.
 const MAX_WATCHED: usize = 4096;
@@ -597,6 +600,8 @@ impl State {
         }
         let db = Arc::clone(&generation.db);
         drop(generation);
+        // Space is given back another time.
+        db.cancel_all_background_work(false);
         crate::log::drop_last(db, "state");
     }
 }
@@ -768,11 +773,31 @@ fn clear(
 }
 
 /// Gives the disk space of an emptied family back. That it is empty must be durable before its files go.
-fn free_space(db: &DB, family: &'static str) -> io::Result<()> {
+fn free_space(db: &Arc<DB>, family: &'static str) -> io::Result<()> {
     flush(db, true)?;
-    // Bounds beyond every key would do; files that hold the newest level stay until they are compacted.
+    // Bounds beyond every key would do.
     db.delete_file_in_range_cf(cf(db, family)?, &[][..], &[0xff; 64][..])
-        .map_err(io::Error::other)
+        .map_err(io::Error::other)?;
+    // Flushed files that nothing was merged with go only by being merged, and nothing is written here that would have it done.
+    let theirs = Arc::clone(db);
+    let merging = std::thread::Builder::new()
+        .name("raft-free-space".to_owned())
+        .spawn(move || merge(&theirs, family));
+    if let Err(error) = merging {
+        tracing::warn!(%error, "what a restore has replaced takes room on the disk until the next one");
+    }
+    Ok(())
+}
+
+/// Merges all that is stored in `family`. Takes its time; closing ends it.
+fn merge(db: &DB, family: &'static str) {
+    // It was there a moment ago.
+    let Ok(family) = cf(db, family) else { return };
+    let mut options = CompactOptions::default();
+    options.set_exclusive_manual_compaction(false);
+    // Or files are only moved to the last level, with what deletes them beside them.
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    db.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
 }
 
 /// The value under `key` in `family`.

@@ -139,20 +139,18 @@ impl Outcomes {
 }
 
 fn load(db: &DB, from: u64, applied: u64) -> io::Result<Index> {
-    let meta = cf(db, CF_META)?;
-    let first = keys::request_at(from);
     let end = keys::request_at(applied.saturating_add(1));
     let mut found = Index::new();
-    let from = IteratorMode::From(&first, Direction::Forward);
-    for item in db.iterator_cf_opt(meta, rocks::once(), from) {
-        let (key, row) = item.map_err(io::Error::other)?;
-        if *key >= end[..] {
-            break;
-        }
-        let index = keys::request_index(&key).ok_or_else(|| damaged("a request's index"))?;
-        let (id, _) = decode(index, &row)?;
+    // Nearly a million rows: none is copied.
+    let mut rows = db.raw_iterator_cf_opt(cf(db, CF_META)?, rocks::once());
+    rows.seek(keys::request_at(from));
+    while let Some((key, row)) = rows.item().filter(|(key, _)| *key < &end[..]) {
+        let index = keys::request_index(key).ok_or_else(|| damaged("a request's index"))?;
+        let (id, _) = decode(index, row)?;
         found.insert(half(&id), index);
+        rows.next();
     }
+    rows.status().map_err(io::Error::other)?;
     Ok(found)
 }
 

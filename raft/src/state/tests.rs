@@ -816,6 +816,21 @@ async fn a_restore_survives_restarts_at_every_step_and_leaves_nothing_behind() {
     apply(&stores, vec![command(index, vec![put], 1)]).await;
     assert_eq!(stored(&state, CF_KV), 0);
     assert_eq!(all_keys(&state).len(), 251);
+    // Nor is it on the disk for long, however few files it was in.
+    let live = state.generation().unwrap();
+    let family = cf(&live.db, CF_KV).unwrap();
+    let bytes = || {
+        let size = live
+            .db
+            .property_int_value_cf(family, "rocksdb.total-sst-files-size");
+        size.unwrap().unwrap()
+    };
+    let begun = std::time::Instant::now();
+    while bytes() > 0 {
+        assert!(begun.elapsed().as_secs() < 20, "{} bytes", bytes());
+        tokio::task::yield_now().await;
+    }
+    drop(live);
     stores.close().await;
 }
 
