@@ -4,12 +4,13 @@
 //! - Memory does not grow with the data: a held checkpoint is read twice (tar wants to know the length before), and what
 //!   the reader has not taken yet is bounded.
 //! - Nothing is sent before the HSM has shown that it can seal the checksums.
+//! - It takes half a processor at most, so that requests keep theirs.
 //! - A client that takes nothing for [`STALL`] is given up, and the checkpoint with it.
 
 use std::{
     io::{self, Write},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -37,6 +38,8 @@ const STALL: Duration = Duration::from_secs(60);
 /// Bytes handed over at a time, and how many such pieces may wait.
 const PIECE: usize = 128 << 10;
 const PIECES: usize = 4;
+/// Longest rest after a piece.
+const MAX_REST: Duration = Duration::from_millis(10);
 
 /// A snapshot that is ready to be written.
 pub(crate) struct Snapshot {
@@ -68,9 +71,10 @@ impl Snapshot {
         let taken = tokio::task::spawn_blocking(move || {
             let checkpoint = state.checkpoint().map_err(|error| chain(&error))?;
             let meta = describe(&checkpoint, facts).map_err(|error| error.to_string())?;
-            Ok((checkpoint, meta))
+            // The slot too: a client that goes away meanwhile makes no room before the checkpoint is gone.
+            Ok((checkpoint, meta, slot))
         });
-        let (checkpoint, meta) = taken
+        let (checkpoint, meta, slot) = taken
             .await
             .map_err(|error| unavailable(error.to_string()))?
             .map_err(unavailable)?;
@@ -90,9 +94,11 @@ impl Snapshot {
     /// Writes the file. Blocks, and needs the runtime for the HSM.
     pub(crate) fn write<W: Write>(&self, out: W, runtime: &Handle) -> io::Result<W> {
         let each = |put: &mut PutRow<'_>| {
+            let mut pace = Pace::new();
             for row in self.checkpoint.rows()? {
                 let (key, mod_index, value) = row?;
                 put(&key, mod_index, &value)?;
+                pace.keep(key.len() + value.len());
             }
             Ok(())
         };
@@ -127,14 +133,49 @@ impl Snapshot {
     }
 }
 
+/// Rests as long as it has worked: the rows are read, hashed and packed as fast as a processor can, which all requests share.
+struct Pace {
+    bytes: usize,
+    since: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            bytes: 0,
+            since: Instant::now(),
+        }
+    }
+
+    /// After `bytes` more.
+    fn keep(&mut self, bytes: usize) {
+        if let Some(rest) = self.rest(bytes, Instant::now()) {
+            std::thread::sleep(rest);
+            self.since = Instant::now();
+        }
+    }
+
+    fn rest(&mut self, bytes: usize, now: Instant) -> Option<Duration> {
+        self.bytes += bytes;
+        if self.bytes < PIECE {
+            return None;
+        }
+        self.bytes = 0;
+        // Longer, it has waited for its reader or the disk.
+        Some((now - self.since).min(MAX_REST))
+    }
+}
+
 /// What `meta.json` says, from one pass over the rows.
 fn describe(checkpoint: &Checkpoint, facts: Own) -> io::Result<Meta> {
     let (mut length, mut count) = (rows::Length::empty(), 0);
     let seal_config = core_key(SEAL_CONFIG);
     let mut seal_keys = Vec::new();
+    let mut pace = Pace::new();
     for row in checkpoint.rows()? {
         let (key, _, value) = row?;
         length.add(&key, &value);
+        pace.keep(key.len() + value.len());
         count += 1;
         if *key == *seal_config {
             let config = SealConfig::from_json(&value).map_err(io::Error::other)?;
@@ -215,6 +256,17 @@ impl Write for ToReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_of_the_time_is_rest() {
+        let mut pace = Pace::new();
+        let after = |ms| pace.since + Duration::from_millis(ms);
+        let (soon, late) = (after(3), after(3000));
+        assert_eq!(pace.rest(PIECE - 1, soon), None);
+        assert_eq!(pace.rest(1, soon), Some(Duration::from_millis(3)));
+        assert_eq!(pace.rest(PIECE - 1, late), None);
+        assert_eq!(pace.rest(9 * PIECE, late), Some(MAX_REST));
+    }
 
     #[tokio::test]
     async fn a_reader_that_went_away_ends_the_writer() {
