@@ -319,6 +319,28 @@ def measure_failovers(cluster, end_leader, again):
     return times
 
 
+def profile(args, cluster):
+    """Flame graphs of the leader under 64 connections; needs perf and inferno (`cargo install inferno`)."""
+    args.profile.mkdir(parents=True, exist_ok=True)
+    leader = cluster.find_leader()
+    for operation in ("put", "get"):
+        data = args.profile / f"{operation}.data"
+        # The stacks come from the debug information: release code keeps no frame pointers.
+        record = ["perf", "record", "--quiet", "-F", "399", "--call-graph", "dwarf,16384", "-o", str(data), "-p", str(leader.process.pid)]
+        perf = subprocess.Popen(record)
+        try:
+            load(args, cluster, leader, "plain", operation, 64)
+        finally:
+            perf.send_signal(signal.SIGINT)
+            perf.wait()
+        script = subprocess.run(["perf", "script", "--no-inline", "-i", str(data)], check=True, stdout=subprocess.PIPE).stdout
+        folded = subprocess.run(["inferno-collapse-perf"], check=True, input=script, stdout=subprocess.PIPE).stdout
+        svg = subprocess.run(["inferno-flamegraph"], check=True, input=folded, stdout=subprocess.PIPE).stdout
+        (args.profile / f"{operation}.folded").write_bytes(folded)
+        (args.profile / f"{operation}.svg").write_bytes(svg)
+        data.unlink()
+
+
 def step_down(cluster, leader):
     cluster.api.call("PUT", f"{leader.url}/v1/sys/step-down", timeout=30)
 
@@ -372,7 +394,10 @@ def main():
     parser.add_argument("--size", type=int, default=256, help="bytes of a value")
     parser.add_argument("--keys", type=int, default=1000, help="keys written before, and read and written again")
     parser.add_argument("--failovers", action="store_true", help="also end the leader, in two ways, ten times each")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="also write flame graphs of the leader under load there")
     args = parser.parse_args()
+    if args.profile and not all(map(shutil.which, ("perf", "inferno-collapse-perf", "inferno-flamegraph"))):
+        parser.error("--profile needs perf (package linux-perf) and inferno (`cargo install inferno`)")
 
     work = Path(tempfile.mkdtemp(prefix="strongroom-bench-"))
     clusters = []
@@ -408,6 +433,8 @@ def main():
                 "resident_mib": [{"case": list(key), "result": mib} for key, mib in memory.items()],
             }
             args.json.write_text(json.dumps(document, indent=1))
+        if args.profile:
+            profile(args, strongroom)
     finally:
         for cluster in clusters:
             cluster.stop()
