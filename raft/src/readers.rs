@@ -43,7 +43,8 @@ struct Queue {
     waiting: VecDeque<(u64, Work)>,
     next: u64,
     running: usize,
-    /// When readers last began because work had waited.
+    /// When a reader last took work, and when readers last began because work had waited.
+    taken: Instant,
     hurried: Instant,
     /// How long the work took lately: each counts an eighth.
     typical: Duration,
@@ -62,7 +63,8 @@ impl Queue {
     }
 
     fn took(&mut self, time: Duration) {
-        self.typical = (7 * self.typical + time) / 8;
+        // One that was pushed off its processor says nothing about the disk.
+        self.typical = (7 * self.typical + time.min(4 * QUICK)) / 8;
     }
 
     fn place_of(&self, number: u64) -> Option<usize> {
@@ -77,6 +79,7 @@ impl Readers {
             waiting: VecDeque::new(),
             next: 0,
             running: 0,
+            taken: Instant::now(),
             hurried: Instant::now(),
             typical: Duration::ZERO,
         })))
@@ -110,23 +113,28 @@ impl Readers {
         let number = queue.next;
         queue.next += 1;
         queue.waiting.push_back((number, work));
-        let alone = queue.running == 0 || queue.typical > QUICK;
+        // Nobody who runs would come to it soon.
+        let alone =
+            queue.running == 0 || queue.typical > QUICK || queue.taken.elapsed() >= PATIENCE;
         let begin = if alone { queue.admit(1) } else { 0 };
         drop(queue);
-        self.begin(begin);
-        Place {
+        let place = Place {
             readers: self,
             number,
-        }
+        };
+        self.begin(begin);
+        place
     }
 
     /// The readers have been counted.
     fn begin(&self, readers: usize) {
-        for _ in 0..readers {
-            let reader = Reader {
-                queue: Arc::clone(&self.0),
-                counted: true,
-            };
+        let reader = || Reader {
+            queue: Arc::clone(&self.0),
+            counted: true,
+        };
+        // All are there before the first begins: should there be no thread for one, the others count themselves out.
+        let all: Vec<_> = std::iter::repeat_with(reader).take(readers).collect();
+        for reader in all {
             tokio::task::spawn_blocking(move || reader.read());
         }
     }
@@ -205,7 +213,9 @@ impl Reader {
             queue.took(took);
         }
         let next = queue.waiting.pop_front();
-        if next.is_none() {
+        if next.is_some() {
+            queue.taken = Instant::now();
+        } else {
             queue.running -= 1;
             self.counted = false;
         }
@@ -253,9 +263,25 @@ pub(crate) mod tests {
     }
 
     async fn idle(readers: &Readers) {
-        while lock(&readers.0).running > 0 {
-            tokio::task::yield_now().await;
+        let running = || lock(&readers.0).running;
+        for _ in 0..10_000 {
+            if running() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        panic!("{} readers still run", running());
+    }
+
+    /// Work that holds its reader up until what this returns second is dropped.
+    fn hanging() -> (impl Fn() -> Work, mpsc::Sender<()>) {
+        let (release, released) = mpsc::channel();
+        let released = Arc::new(Mutex::new(released));
+        let work = move || -> Work {
+            let released = Arc::clone(&released);
+            Box::new(move || assert!(lock(&released).recv().is_err()))
+        };
+        (work, release)
     }
 
     #[tokio::test]
@@ -293,50 +319,69 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn readers_double_while_work_waits() {
         let readers = Readers::new();
-        let (release, released) = mpsc::channel::<()>();
-        let released = Arc::new(Mutex::new(released));
-        let begun = Instant::now();
-        // Each holds its reader up, as when a disk begins to hang.
-        let hang = || {
-            let released = Arc::clone(&released);
-            readers.run(move || lock(&released).recv().unwrap_err())
-        };
-        let mut hang = Box::pin(join_all((0..MAX_READERS - 1).map(|_| hang())));
-        tokio::select! {
-            _ = &mut hang => panic!("nothing ends here"),
-            found = readers.run(|| 7) => assert_eq!(found.unwrap(), 7),
+        let (hanging, release) = hanging();
+        let places: Vec<_> = (0..2 * MAX_READERS)
+            .map(|_| readers.enqueue(hanging()))
+            .collect();
+        let last = places.last().unwrap();
+        let running = || lock(&readers.0).running;
+        while running() < MAX_READERS {
+            let before = running();
+            let long_ago = Instant::now().checked_sub(PATIENCE).unwrap();
+            lock(&readers.0).hurried = long_ago;
+            assert!(last.hurry() == Progress::Waiting || running() == MAX_READERS);
+            assert_eq!(running(), MAX_READERS.min(2 * before));
         }
-        // Rounds of doubling, not one reader at a time or at ever longer intervals; generous, for a busy machine.
-        assert!(
-            begun.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(last.hurry() == Progress::Sure);
         drop(release);
-        hang.await;
         idle(&readers).await;
     }
 
     #[tokio::test]
     async fn slow_reads_have_a_reader_each() {
         let readers = Readers::new();
-        let slow = || readers.run(|| std::thread::sleep(Duration::from_millis(2)));
-        slow().await.unwrap();
-        idle(&readers).await;
-        let mut many = Box::pin(join_all((0..8).map(|_| slow())));
-        assert!((&mut many).now_or_never().is_none());
-        assert_eq!(lock(&readers.0).running, 8);
-        many.await;
-        idle(&readers).await;
-        // Quick again.
-        for _ in 0..100 {
-            readers.run(|| ()).await.unwrap();
+        for (typical, each) in [(QUICK, false), (2 * QUICK, true)] {
+            lock(&readers.0).typical = typical;
+            let (hanging, release) = hanging();
+            let places: Vec<_> = (0..8).map(|_| readers.enqueue(hanging())).collect();
+            assert_eq!(lock(&readers.0).running == 8, each);
+            drop(release);
+            idle(&readers).await;
+            drop(places);
         }
+    }
+
+    #[test]
+    fn what_is_slow_now_and_then_is_quick() {
+        let readers = Readers::new();
+        let mut queue = lock(&readers.0);
+        queue.took(Duration::from_secs(30));
+        assert!(queue.typical <= QUICK);
+        for _ in 0..9 {
+            queue.took(2 * QUICK);
+        }
+        assert!(queue.typical > QUICK);
+        for _ in 0..9 {
+            queue.took(QUICK / 10);
+        }
+        assert!(queue.typical <= QUICK);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_held_up_is_not_counted_on() {
+        let readers = Readers::new();
+        let (hanging, release) = hanging();
+        let held = readers.enqueue(hanging());
+        let long_ago = Instant::now().checked_sub(PATIENCE).unwrap();
+        while held.hurry() == Progress::Waiting || lock(&readers.0).running > 1 {
+            tokio::task::yield_now().await;
+        }
+        lock(&readers.0).taken = long_ago;
+        let next = readers.enqueue(hanging());
+        assert_eq!(lock(&readers.0).running, 2);
+        drop(release);
         idle(&readers).await;
-        let mut many = Box::pin(join_all((0..8).map(|_| slow())));
-        assert!((&mut many).now_or_never().is_none());
-        assert_eq!(lock(&readers.0).running, 1);
-        many.await;
+        drop((held, next));
     }
 
     #[tokio::test]

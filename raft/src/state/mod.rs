@@ -600,7 +600,7 @@ impl State {
         }
         let db = Arc::clone(&generation.db);
         drop(generation);
-        // Space is given back another time.
+        // Should space be given back just now: the rest of it comes with the next restore.
         db.cancel_all_background_work(false);
         crate::log::drop_last(db, "state");
     }
