@@ -4,7 +4,7 @@
 //! - Memory does not grow with the data: a held checkpoint is read twice (tar wants to know the length before), and what
 //!   the reader has not taken yet is bounded.
 //! - Nothing is sent before the HSM has shown that it can seal the checksums.
-//! - It takes half a processor at most, so that requests keep theirs.
+//! - Packing takes half a processor at most for each snapshot, so that requests keep theirs.
 //! - A client that takes nothing for [`STALL`] is given up, and the checkpoint with it.
 
 use std::{
