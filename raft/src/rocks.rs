@@ -9,7 +9,7 @@ use std::{io, path::Path, sync::LazyLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel,
-    Options, ReadOptions, ReadTier,
+    Options, ReadOptions,
 };
 
 use crate::{
@@ -84,30 +84,21 @@ const FLUSHED_FILES: i32 = 12;
 
 /// Blocks read from files: one cache for the whole process, or each column family of each database has its own.
 static BLOCKS: LazyLock<Cache> = LazyLock::new(|| Cache::new_lru_cache(BLOCK_CACHE));
-/// A hundred thousand values of 256 bytes. What is not in it is one call to the kernel away, which caches the files.
-const BLOCK_CACHE: usize = 32 << 20;
+/// For listings, the log's catching up and bookkeeping; rows are kept by themselves (`state/rows.rs`). What is not in memory is one
+/// call to the kernel away, which caches the files.
+const BLOCK_CACHE: usize = 8 << 20;
 
-/// For reading a range once: what readers of single keys have in the cache stays there.
+/// For reading what will not be read again soon: other blocks stay in the cache.
 pub(crate) fn once() -> ReadOptions {
     let mut once = ReadOptions::default();
     once.fill_cache(false);
     once
 }
 
-/// For reading what is in memory, and nothing else. Made once, as the next ones: every request reads.
-pub(crate) fn at_hand() -> &'static ReadOptions {
-    static AT_HAND: LazyLock<ReadOptions> = LazyLock::new(|| {
-        let mut at_hand = ReadOptions::default();
-        at_hand.set_read_tier(ReadTier::BlockCache);
-        at_hand
-    });
-    &AT_HAND
-}
-
-/// For reading wherever it is.
-pub(crate) fn anywhere() -> &'static ReadOptions {
-    static ANYWHERE: LazyLock<ReadOptions> = LazyLock::new(ReadOptions::default);
-    &ANYWHERE
+/// For reading one row, which is kept by itself or not at all. Made once: every request reads.
+pub(crate) fn row() -> &'static ReadOptions {
+    static ROW: LazyLock<ReadOptions> = LazyLock::new(once);
+    &ROW
 }
 
 fn table(kind: Kind, family: &str) -> BlockBasedOptions {

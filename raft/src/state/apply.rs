@@ -109,6 +109,20 @@ pub(crate) enum Change {
     Window,
 }
 
+impl Change {
+    /// Whether it is a change of what is stored in `family`.
+    pub(crate) fn is_in(&self, family: &str) -> bool {
+        match self {
+            Self::Put { family: of, .. }
+            | Self::Delete { family: of, .. }
+            | Self::Clear { family: of } => *of == family,
+            Self::Staging(_) | Self::Restored { .. } | Self::Remember { .. } | Self::Window => {
+                false
+            }
+        }
+    }
+}
+
 /// What a batch of entries changes.
 #[derive(Default)]
 pub(crate) struct Changes {
@@ -195,6 +209,11 @@ impl Changes {
             self.list.push(Change::Remember { request, outcome });
         }
         Ok(applied)
+    }
+
+    /// Whether the other family is the live one after the batch so far.
+    pub(crate) fn restored(&self) -> bool {
+        self.restores.is_some()
     }
 
     fn restores(&self, view: &impl View) -> u64 {

@@ -5,6 +5,8 @@
 //!   others earlier. Otherwise a flushed state could be ahead of the log after a crash, and the node would have to be
 //!   refused or, worse, would serve older data than it had served before.
 //! - A reply is sent after the batch is visible.
+//! - Nothing follows a restore's commit in its batch: the next entries may empty the family that was live, and until the batch is
+//!   counted as a restore readers take it for the live one.
 
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
@@ -80,20 +82,36 @@ impl Machine {
             return Ok(());
         };
         self.log.wait_durable(last.log_id.index).await?;
-        let (began, entries) = (Instant::now(), batch.len());
+        let mut entries = batch.into_iter().peekable();
+        while entries.peek().is_some() {
+            self.apply_some(&mut entries)?;
+        }
+        Ok(())
+    }
+
+    /// Applies `entries` up to a restore's commit, all at once.
+    fn apply_some(
+        &self,
+        entries: &mut impl Iterator<Item = EntryResponder<TypeConfig>>,
+    ) -> io::Result<()> {
+        let (began, mut applied_entries) = (Instant::now(), 0);
         let view = DbView {
             generation: self.state.generation().map_err(io::Error::other)?,
             memory: self.state.position.borrow().memory,
         };
         let mut changes = Changes::default();
         let mut replies: Vec<(Responder, Applied)> = Vec::new();
-        for (entry, responder) in batch {
+        for (entry, responder) in entries {
             let applied = apply_entry(&view, &mut changes, entry.log_id, entry.payload)?;
             replies.extend(responder.map(|responder| (responder, applied)));
+            applied_entries += 1;
+            if changes.restored() {
+                break;
+            }
         }
         self.state.commit(&view, &mut changes)?;
         figures().apply.record(seconds(began.elapsed()));
-        figures().apply_entries.record(count(entries));
+        figures().apply_entries.record(count(applied_entries));
         for (responder, applied) in replies {
             responder.send(applied);
         }

@@ -13,14 +13,14 @@ mod apply;
 mod checkpoint;
 mod machine;
 mod outcomes;
+mod rows;
 pub(crate) mod snapshot;
 
 use std::{
-    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -29,7 +29,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use prost::Message;
 use rocksdb::{
-    BottommostLevelCompaction, CompactOptions, DB, FlushOptions, IteratorMode, ReadOptions,
+    BottommostLevelCompaction, CompactOptions, DB, DBPinnableSlice, FlushOptions, IteratorMode,
     WriteBatch, WriteOptions,
 };
 use tokio::sync::watch;
@@ -37,6 +37,7 @@ use tokio::sync::watch;
 use self::{
     apply::{Change, Changes, Memory, Remembered, View},
     outcomes::Outcomes,
+    rows::{Look, Row, Rows, Ticket},
 };
 pub use self::{
     checkpoint::{Checkpoint, CheckpointRow},
@@ -63,9 +64,6 @@ use crate::{
 
 /// After this many applied entries the state is flushed in the background: bounds the replay after a crash.
 const FLUSH_EVERY: u64 = 30_000;
-
-/// Keys whose last write is kept in memory; past that all are forgotten and read again one by one.
-const MAX_WATCHED: usize = 4096;
 
 /// How far the state is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,59 +109,25 @@ struct Generation {
     /// The family that is not live holds leftovers of a restore, or the data that one has replaced.
     leftovers: AtomicBool,
     outcomes: Mutex<Outcomes>,
-    watched: RwLock<Watched>,
-}
-
-/// Log index of the last write of keys that were asked for, kept up to date by every commit.
-///
-/// What is read here is never behind the database, nor ahead of it: while a batch is written, the keys in it are read
-/// from there. A value that is cached under its log index could otherwise be taken for the newest when a newer one can
-/// be read already, and what is put together from several keys under one such index could be a mix.
-#[derive(Default)]
-struct Watched {
-    keys: HashMap<Box<[u8]>, Known>,
-    /// Batches that have begun or ended to be written: odd while one is. What a reader finds meanwhile is not kept: it may be in
-    /// the batch.
-    writes: u64,
-}
-
-impl Watched {
-    fn writing(&self) -> bool {
-        self.writes % 2 == 1
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
-    /// `None`: nothing is stored under the key.
-    Is(Option<u64>),
-    /// In the batch that is being written.
-    Changing,
+    rows: Rows,
 }
 
 /// What a read without the disk gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AtHand<T> {
     Found(T),
-    /// Only the disk tells.
+    /// The database tells, and with it perhaps the disk.
     OnDisk,
 }
 
-impl<T> AtHand<T> {
-    /// What came of a read with [`rocks::at_hand`].
-    fn of(read: Result<T, StateError>) -> Result<Self, StateError> {
-        match read {
-            Ok(found) => Ok(Self::Found(found)),
-            Err(StateError::Read(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok(Self::OnDisk)
-            }
-            Err(error) => Err(error),
+impl<T> From<Look<T>> for AtHand<T> {
+    fn from(look: Look<T>) -> Self {
+        match look {
+            Look::Here(found) => Self::Found(found),
+            Look::Elsewhere(_) => Self::OnDisk,
         }
     }
 }
-
-/// The watched keys in a batch, with what they are after it.
-type Hits = Vec<(Bytes, Option<u64>)>;
 
 impl Generation {
     fn new(number: u64, db: Arc<DB>, position: &Position) -> io::Result<Self> {
@@ -177,55 +141,12 @@ impl Generation {
             restores: position.restored.0.into(),
             leftovers: leftovers.into(),
             outcomes: Mutex::new(outcomes),
-            watched: RwLock::default(),
+            rows: Rows::default(),
         })
     }
 
-    /// Before `changes` are written.
-    fn before_write(&self, changes: &Changes, restored: bool) -> Hits {
-        let live = keys::live(self.restores.load(Ordering::Acquire));
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        watched.writes += 1;
-        if restored {
-            watched.keys.clear();
-        }
-        let mut hits = Hits::new();
-        for change in &changes.list {
-            let (key, after) = match change {
-                Change::Put {
-                    family,
-                    key,
-                    mod_index,
-                    ..
-                } if *family == live => (key, Some(*mod_index)),
-                Change::Delete { family, key } if *family == live => (key, None),
-                Change::Put { .. }
-                | Change::Delete { .. }
-                // Only ever the family that is not live.
-                | Change::Clear { .. }
-                | Change::Staging(_)
-                | Change::Restored { .. }
-                | Change::Remember { .. }
-                | Change::Window => continue,
-            };
-            if let Some(known) = watched.keys.get_mut(&key[..]) {
-                *known = Known::Changing;
-                hits.push((key.clone(), after));
-            }
-        }
-        hits
-    }
-
     /// After `changes` are written.
-    fn after_write(&self, changes: &Changes, hits: Hits) {
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        watched.writes += 1;
-        for (key, after) in hits {
-            if let Some(known) = watched.keys.get_mut(&key[..]) {
-                *known = Known::Is(after);
-            }
-        }
-        drop(watched);
+    fn remember(&self, changes: &Changes) {
         let mut outcomes = lock(&self.outcomes);
         for change in &changes.list {
             if let Change::Remember { request, outcome } = change {
@@ -234,36 +155,40 @@ impl Generation {
         }
     }
 
-    /// Log index of the last write of `key`. `family`: the live one. `WouldBlock`: see [`value_by`].
-    fn mod_index(
+    /// The row under `key`. `family`: the live one.
+    fn get(&self, family: &'static str, key: &[u8]) -> io::Result<Row> {
+        match self.rows.get(key) {
+            Look::Here(row) => Ok(row),
+            Look::Elsewhere(ticket) => self.look_up(family, key, &ticket, |row| {
+                row.map(|(mod_index, value)| (mod_index, Bytes::copy_from_slice(value)))
+            }),
+        }
+    }
+
+    /// Log index of the last write of `key`. `family`: the live one.
+    fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
+        match self.rows.mod_index(key) {
+            Look::Here(index) => Ok(index),
+            Look::Elsewhere(ticket) => {
+                self.look_up(family, key, &ticket, |row| row.map(|(index, _)| index))
+            }
+        }
+    }
+
+    /// What the database has, which is kept if `ticket` allows. Without a lock, as the disk may hang.
+    fn look_up<T>(
         &self,
         family: &'static str,
         key: &[u8],
-        options: &ReadOptions,
-    ) -> io::Result<Option<u64>> {
-        let writes = {
-            let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
-            match watched.keys.get(key) {
-                Some(Known::Is(index)) => return Ok(*index),
-                Some(Known::Changing) => None,
-                None => Some(watched.writes).filter(|_| !watched.writing()),
-            }
-        };
-        // Without the lock: the disk may hang, and everybody asks here.
-        let found = mod_index_in(&self.db, family, key, options)?;
-        let Some(writes) = writes else {
-            return Ok(found);
-        };
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        ticket: &Ticket,
+        take: impl FnOnce(Option<(u64, &[u8])>) -> T,
+    ) -> io::Result<T> {
+        let stored = stored(&self.db, family, key)?;
+        let row = stored.as_deref().map(split_value).transpose()?;
         // A restore that came meanwhile has made the other family the live one.
-        let replaced = keys::live(self.restores.load(Ordering::Acquire)) != family;
-        if watched.writes == writes && !replaced {
-            if watched.keys.len() >= MAX_WATCHED {
-                watched.keys.clear();
-            }
-            watched.keys.insert(key.into(), Known::Is(found));
-        }
-        Ok(found)
+        let is_live = || keys::live(self.restores.load(Ordering::Acquire)) == family;
+        self.rows.keep(key, ticket, row, is_live);
+        Ok(take(row))
     }
 }
 
@@ -320,7 +245,7 @@ impl State {
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn get(&self, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
-        self.read(None, |live, family| value_in(&live.db, family, key))
+        self.read(None, |live, family| live.get(family, key))
     }
 
     /// As [`State::get`], for a reader that knows the data of the time when there had been `restores` restores.
@@ -328,9 +253,7 @@ impl State {
     /// # Errors
     /// Also `Superseded` when there is other data now.
     pub fn get_at(&self, restores: u64, key: &[u8]) -> Result<Option<(u64, Bytes)>, StateError> {
-        self.read(Some(restores), |live, family| {
-            value_in(&live.db, family, key)
-        })
+        self.read(Some(restores), |live, family| live.get(family, key))
     }
 
     /// As [`State::get_at`], without the disk.
@@ -339,16 +262,12 @@ impl State {
         restores: u64,
         key: &[u8],
     ) -> Result<AtHand<Option<(u64, Bytes)>>, StateError> {
-        AtHand::of(self.read(Some(restores), |live, family| {
-            value_by(&live.db, family, key, rocks::at_hand())
-        }))
+        self.read(Some(restores), |live, _| Ok(live.rows.get(key).into()))
     }
 
     /// As [`State::mod_index`], without the disk.
     pub(crate) fn mod_index_at_hand(&self, key: &[u8]) -> Result<AtHand<Option<u64>>, StateError> {
-        AtHand::of(self.read(None, |generation, family| {
-            generation.mod_index(family, key, rocks::at_hand())
-        }))
+        self.read(None, |live, _| Ok(live.rows.mod_index(key).into()))
     }
 
     /// The log index of the last write of `key`, from memory if it was asked for lately: for the few keys that every
@@ -357,9 +276,7 @@ impl State {
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
     pub fn mod_index(&self, key: &[u8]) -> Result<Option<u64>, StateError> {
-        self.read(None, |generation, family| {
-            generation.mod_index(family, key, rocks::anywhere())
-        })
+        self.read(None, |live, family| live.mod_index(family, key))
     }
 
     /// Up to `limit` keys that start with `prefix` and sort strictly after `after`, in byte order.
@@ -557,17 +474,25 @@ impl State {
         let db = &generation.db;
         let old = self.position.borrow().clone();
         let mut position = old.clone();
-        // No reader is left behind there: whoever still knew that family as the live one reads again.
-        let clean = old.staging.is_none() && generation.leftovers.swap(false, Ordering::Relaxed);
         let unused = keys::staging(old.restored.0);
+        // No reader is left behind there: whoever still knew that family as the live one reads again. Not together with what a
+        // restore that begins in this very batch stages there, or its files could go with the others.
+        let clean = old.staging.is_none()
+            && !changes.list.iter().any(|change| change.is_in(unused))
+            && generation.leftovers.swap(false, Ordering::Relaxed);
         position.memory = *changes.memory_after(view);
         let mut batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
         let (before, after) = (index_of(&old), index_of(&position));
         lock(&generation.outcomes).sweep(db, &mut batch, &old, after)?;
         let restored = position.restored != old.restored;
-        let hits = generation.before_write(changes, restored);
+        let live = keys::live(old.restored.0);
+        let clears =
+            |change: &Change| matches!(change, Change::Clear { family } if *family == live);
+        debug_assert!(!changes.list.iter().any(clears), "readers are there");
+        let writing = generation.rows.begin(&changes.list, live, restored);
         self.readable.fetch_max(after, Ordering::SeqCst);
-        // After a failure nothing is written any more; the keys in the batch go on being read from the database.
+        // After a failure nothing is written any more; the rows in the batch, and whatever shares their shards and is not kept yet, go on
+        // being read from the database.
         db.write_opt(batch, &without_wal()).map_err(|error| {
             let advice = rocks::advice(&error);
             io::Error::other(format!("writing the state failed: {error}{advice}"))
@@ -575,7 +500,8 @@ impl State {
         generation
             .restores
             .store(position.restored.0, Ordering::Release);
-        generation.after_write(changes, hits);
+        generation.rows.end(&changes.list, live, writing);
+        generation.remember(changes);
         if clean {
             free_space(db, unused)?;
         }
@@ -617,12 +543,12 @@ struct DbView {
 }
 
 impl View for DbView {
-    /// Nothing is written between this and the commit, so what is known of a watched key is what the database has.
+    /// Nothing is written between this and the commit, so the row that is kept is what the database has.
     fn mod_index(&self, family: &'static str, key: &[u8]) -> io::Result<Option<u64>> {
         if family == keys::live(self.restores()) {
-            self.generation.mod_index(family, key, rocks::anywhere())
+            self.generation.mod_index(family, key)
         } else {
-            mod_index_in(&self.generation.db, family, key, rocks::anywhere())
+            index_in(stored(&self.generation.db, family, key)?.as_deref())
         }
     }
 
@@ -641,19 +567,6 @@ impl View for DbView {
     fn remembered(&self, request: &[u8; 16]) -> io::Result<Option<Remembered>> {
         lock(&self.generation.outcomes).get(&self.generation.db, request)
     }
-}
-
-fn mod_index_in(
-    db: &DB,
-    family: &'static str,
-    key: &[u8],
-    options: &ReadOptions,
-) -> io::Result<Option<u64>> {
-    let stored = db.get_pinned_cf_opt(cf(db, family)?, key, options);
-    stored
-        .map_err(read_error)?
-        .map(|stored| split_value(&stored).map(|(mod_index, _)| mod_index))
-        .transpose()
 }
 
 /// `clean`: a family to empty first.
@@ -800,32 +713,19 @@ fn merge(db: &DB, family: &'static str) {
     db.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
 }
 
-/// The value under `key` in `family`.
-fn value_in(db: &DB, family: &'static str, key: &[u8]) -> io::Result<Option<(u64, Bytes)>> {
-    value_by(db, family, key, rocks::anywhere())
-}
-
-/// `WouldBlock`: only the disk tells, and `options` forbid it.
-fn value_by(
-    db: &DB,
+/// What the database has under `key` in `family`.
+fn stored<'db>(
+    db: &'db DB,
     family: &'static str,
     key: &[u8],
-    options: &ReadOptions,
-) -> io::Result<Option<(u64, Bytes)>> {
-    let stored = db.get_pinned_cf_opt(cf(db, family)?, key, options);
-    let Some(stored) = stored.map_err(read_error)? else {
-        return Ok(None);
-    };
-    let (mod_index, value) = split_value(&stored)?;
-    Ok(Some((mod_index, Bytes::copy_from_slice(value))))
+) -> io::Result<Option<DBPinnableSlice<'db>>> {
+    let stored = db.get_pinned_cf_opt(cf(db, family)?, key, rocks::row());
+    stored.map_err(io::Error::other)
 }
 
-fn read_error(error: rocksdb::Error) -> io::Error {
-    if error.kind() == rocksdb::ErrorKind::Incomplete {
-        io::Error::new(io::ErrorKind::WouldBlock, error)
-    } else {
-        io::Error::other(error)
-    }
+fn index_in(stored: Option<&[u8]>) -> io::Result<Option<u64>> {
+    let parts = stored.map(split_value).transpose()?;
+    Ok(parts.map(|(mod_index, _)| mod_index))
 }
 
 /// Restores so far and the last one's id.

@@ -262,8 +262,8 @@ async fn readers_never_see_less_than_the_position_says_while_snapshots_are_insta
                 while !stop.load(Ordering::Relaxed) {
                     let position = state.applied();
                     let (written, _) = state.get(b"a").unwrap().unwrap_or_default();
-                    let watched = state.mod_index(b"a").unwrap().unwrap_or(0);
-                    assert!(written >= position && watched >= position);
+                    let index = state.mod_index(b"a").unwrap().unwrap_or(0);
+                    assert!(written >= position && index >= position);
                 }
             })
         })
@@ -406,7 +406,7 @@ async fn a_panic_while_applying_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_watched_key_is_told_of_every_write() {
+async fn a_row_that_is_kept_is_told_of_every_write() {
     let dir = tempfile::tempdir().unwrap();
     let stores = Stores::open(dir.path(), &identity(1)).unwrap();
     let state = stores.state();
@@ -432,15 +432,20 @@ async fn a_watched_key_is_told_of_every_write() {
 }
 
 #[tokio::test]
-async fn while_a_batch_is_written_its_keys_are_as_the_database_has_them() {
+async fn while_a_batch_is_written_its_rows_are_as_the_database_has_them() {
     let dir = tempfile::tempdir().unwrap();
     let stores = Stores::open(dir.path(), &identity(1)).unwrap();
     let state = stores.state();
-    apply(&stores, vec![put(0, "watched"), put(1, "other")]).await;
-    assert_eq!(state.mod_index(b"watched").unwrap(), Some(0));
+    apply(&stores, vec![put(0, "kept"), put(1, "other")]).await;
+    assert_eq!(state.mod_index(b"kept").unwrap(), Some(0));
     let generation = state.generation().unwrap();
+    let here = |key: &str| match generation.rows.mod_index(key.as_bytes()) {
+        Look::Here(index) => index,
+        Look::Elsewhere(_) => None,
+    };
+    assert_eq!((here("kept"), here("other")), (Some(0), None));
     let mut changes = Changes::default();
-    for key in ["watched", "other"] {
+    for key in ["kept", "other"] {
         changes.list.push(Change::Put {
             family: CF_KV,
             key: key.into(),
@@ -448,33 +453,29 @@ async fn while_a_batch_is_written_its_keys_are_as_the_database_has_them() {
             value: Bytes::new(),
         });
     }
-    let hits = generation.before_write(&changes, false);
-    assert_eq!(state.mod_index(b"watched").unwrap(), Some(0));
+    let writing = generation.rows.begin(&changes.list, CF_KV, false);
+    assert_eq!(state.mod_index(b"kept").unwrap(), Some(0));
     assert_eq!(state.mod_index(b"other").unwrap(), Some(1));
     let family = cf(&generation.db, CF_KV).unwrap();
-    for key in ["watched", "other"] {
+    for key in ["kept", "other"] {
         let value = 7_u64.to_be_bytes();
         let written = generation.db.put_cf_opt(family, key, value, &without_wal());
         written.unwrap();
         assert_eq!(state.mod_index(key.as_bytes()).unwrap(), Some(7));
         assert_eq!(state.get(key.as_bytes()).unwrap().unwrap().0, 7);
     }
-    generation.after_write(&changes, hits);
-    assert_eq!(state.mod_index(b"watched").unwrap(), Some(7));
+    assert_eq!((here("kept"), here("other")), (None, None));
+    generation.rows.end(&changes.list, CF_KV, writing);
+    assert_eq!((here("kept"), here("other")), (Some(7), None));
+    assert_eq!(state.get(b"kept").unwrap(), Some((7, Bytes::new())));
     assert_eq!(state.mod_index(b"other").unwrap(), Some(7));
-    // And from memory again.
-    let known = |key: &str| {
-        let watched = generation.watched.read().unwrap();
-        watched.keys.get(key.as_bytes()).copied()
-    };
-    assert_eq!(known("watched"), Some(Known::Is(Some(7))));
-    assert_eq!(known("other"), Some(Known::Is(Some(7))));
+    assert_eq!(here("other"), Some(7));
     drop(generation);
     stores.close().await;
 }
 
 #[tokio::test]
-async fn a_watched_key_is_never_behind_what_was_read_nor_ahead_of_what_is_read_next() {
+async fn a_row_is_never_behind_the_database_nor_ahead_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let stores = Stores::open(dir.path(), &identity(1)).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -482,11 +483,19 @@ async fn a_watched_key_is_never_behind_what_was_read_nor_ahead_of_what_is_read_n
         .map(|_| {
             let (state, stop) = (stores.state(), Arc::clone(&stop));
             std::thread::spawn(move || {
+                let live = state.generation().unwrap();
+                let database = || {
+                    let stored = super::stored(&live.db, CF_KV, b"a").unwrap();
+                    index_in(stored.as_deref()).unwrap().unwrap_or(0)
+                };
                 while !stop.load(Ordering::Relaxed) {
-                    let (before, _) = state.get(b"a").unwrap().unwrap_or_default();
-                    let watched = state.mod_index(b"a").unwrap().unwrap_or(0);
-                    let (after, _) = state.get(b"a").unwrap().unwrap_or_default();
-                    assert!(before <= watched && watched <= after);
+                    let before = database();
+                    let index = state.mod_index(b"a").unwrap().unwrap_or(0);
+                    let between = database();
+                    let (read, _) = state.get(b"a").unwrap().unwrap_or_default();
+                    let after = database();
+                    assert!(before <= index && index <= between);
+                    assert!(between <= read && read <= after);
                 }
             })
         })
@@ -778,6 +787,38 @@ fn stored(state: &State, family: &str) -> usize {
     let db = state.db().unwrap();
     let family = cf(&db, family).unwrap();
     db.iterator_cf(family, IteratorMode::Start).count()
+}
+
+#[tokio::test]
+async fn a_restore_that_follows_another_at_once_takes_nothing_from_its_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    let state = stores.state();
+    let first = restore(1, [9; 16], rows(0, 250));
+    let second = 1 + first.len() as u64;
+    let mut entries = [vec![put(0, "old")], first].concat();
+    let next = restore(second, [8; 16], rows(500, 250));
+    // All that a node gets that was away; but not the end of the second one.
+    entries.extend(next[..3].iter().map(|entry| {
+        let mut entry = entry.clone();
+        if let EntryPayload::Normal(command) = &entry.payload {
+            let mut command = Command::decode_any(command).unwrap().0;
+            command.restores = 1;
+            entry.payload = EntryPayload::Normal(command.encode());
+        }
+        entry
+    }));
+    append(&stores.log, entries.clone()).await;
+    apply(&stores, entries).await;
+    assert_eq!((state.restores(), state.last_restore()), (1, Some([9; 16])));
+    assert_eq!(state.staged_restore(), Some([8; 16]));
+    assert_eq!(all_keys(&state).len(), 250);
+    assert_eq!(stored(&state, CF_KV), 200, "what is staged");
+    // Emptying the family anew would have taken what is staged with it.
+    let generation = state.generation().unwrap();
+    assert!(generation.leftovers.load(Ordering::Relaxed));
+    drop(generation);
+    stores.close().await;
 }
 
 #[tokio::test]
