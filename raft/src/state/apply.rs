@@ -109,20 +109,6 @@ pub(crate) enum Change {
     Window,
 }
 
-impl Change {
-    /// Whether it is a change of what is stored in `family`.
-    pub(crate) fn is_in(&self, family: &str) -> bool {
-        match self {
-            Self::Put { family: of, .. }
-            | Self::Delete { family: of, .. }
-            | Self::Clear { family: of } => *of == family,
-            Self::Staging(_) | Self::Restored { .. } | Self::Remember { .. } | Self::Window => {
-                false
-            }
-        }
-    }
-}
-
 /// What a batch of entries changes.
 #[derive(Default)]
 pub(crate) struct Changes {

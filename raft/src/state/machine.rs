@@ -5,8 +5,8 @@
 //!   others earlier. Otherwise a flushed state could be ahead of the log after a crash, and the node would have to be
 //!   refused or, worse, would serve older data than it had served before.
 //! - A reply is sent after the batch is visible.
-//! - Nothing follows a restore's commit in its batch: the next entries may empty the family that was live, and until the batch is
-//!   counted as a restore readers take it for the live one.
+//! - Nothing follows a restore's commit in its batch: the next entries may empty the family that was live, and readers are told
+//!   of the restore only after the batch is written.
 
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 

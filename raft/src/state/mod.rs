@@ -270,8 +270,7 @@ impl State {
         self.read(None, |live, _| Ok(live.rows.mod_index(key).into()))
     }
 
-    /// The log index of the last write of `key`, from memory if it was asked for lately: for the few keys that every
-    /// request asks for.
+    /// The log index of the last write of `key`: without its value, however large.
     ///
     /// # Errors
     /// `Closed` during shutdown; `Read` when the disk or the data fails.
@@ -475,10 +474,14 @@ impl State {
         let old = self.position.borrow().clone();
         let mut position = old.clone();
         let unused = keys::staging(old.restored.0);
-        // No reader is left behind there: whoever still knew that family as the live one reads again. Not together with what a
-        // restore that begins in this very batch stages there, or its files could go with the others.
+        let stages =
+            |change: &Change| matches!(change, Change::Put { family, .. } if *family == unused);
+        let stages = changes.list.iter().any(stages);
+        // No reader is left behind there: whoever still knew that family as the live one reads again. Not together with what is staged
+        // there in this very batch, whose files could go with the others.
         let clean = old.staging.is_none()
-            && !changes.list.iter().any(|change| change.is_in(unused))
+            && !stages
+            && !changes.restored()
             && generation.leftovers.swap(false, Ordering::Relaxed);
         position.memory = *changes.memory_after(view);
         let mut batch = batch_of(db, changes, &mut position, clean.then_some(unused))?;
@@ -488,7 +491,10 @@ impl State {
         let live = keys::live(old.restored.0);
         let clears =
             |change: &Change| matches!(change, Change::Clear { family } if *family == live);
-        debug_assert!(!changes.list.iter().any(clears), "readers are there");
+        debug_assert!(
+            !changes.list.iter().any(clears),
+            "emptied under its readers"
+        );
         let writing = generation.rows.begin(&changes.list, live, restored);
         self.readable.fetch_max(after, Ordering::SeqCst);
         // After a failure nothing is written any more; the rows in the batch, and whatever shares their shards and is not kept yet, go on
@@ -505,7 +511,7 @@ impl State {
         if clean {
             free_space(db, unused)?;
         }
-        if restored || (position.staging.is_none() && old.staging.is_some()) {
+        if restored || (position.staging.is_none() && (old.staging.is_some() || stages)) {
             generation.leftovers.store(true, Ordering::Relaxed);
         }
         self.position.send_replace(position);

@@ -9,7 +9,7 @@
 //!   already, and what is put together from several rows under one such index could be a mix.
 //! - What a reader finds in the database is kept only if no batch that touches the row's shard was begun or ended since the reader
 //!   looked here: it could be what was there before.
-//! - After a write that failed, the shards of its rows keep nothing more: nobody can say what the database has.
+//! - After a write that failed, the shards of its rows take nothing more in: nobody can say what the database has.
 //! - At most [`CAPACITY`] bytes, as far as that can be reckoned.
 
 use std::{
@@ -26,7 +26,8 @@ use super::apply::Change;
 /// What is stored under a key, with the log index of its last write; `None`: nothing.
 pub(super) type Row = Option<(u64, Bytes)>;
 
-/// A hundred and thirty thousand values of 256 bytes.
+/// A hundred and thirty thousand values of 256 bytes. With many small rows first and large ones later, half as much again: the tables do
+/// not shrink.
 const CAPACITY: u64 = 64 << 20;
 /// Of a larger value only the index of its write is kept: it would take the place of hundreds, and handing a read to another thread is
 /// the least of what it costs.
@@ -232,8 +233,9 @@ impl Rows {
             let (_, shard) = self.shard(key);
             let mut shard = write(shard);
             if shard.rows.peek(&key[..]) == Some(&Known::Changing) {
-                // Others go if it has grown, unlike with `peek_mut`. They may be in the batch too.
-                shard.rows.insert(key[..].into(), known);
+                // Others go if it has grown, unlike with `peek_mut`; they may be in the batch too. That it is written makes it no more
+                // wanted. Should it be too heavy, with its key, it is gone now.
+                drop(shard.rows.replace(key[..].into(), known, true));
             }
         }
         for (at, shard) in self.shards.iter().enumerate() {

@@ -799,24 +799,27 @@ async fn a_restore_that_follows_another_at_once_takes_nothing_from_its_readers()
     let mut entries = [vec![put(0, "old")], first].concat();
     let next = restore(second, [8; 16], rows(500, 250));
     // All that a node gets that was away; but not the end of the second one.
-    entries.extend(next[..3].iter().map(|entry| {
-        let mut entry = entry.clone();
-        if let EntryPayload::Normal(command) = &entry.payload {
-            let mut command = Command::decode_any(command).unwrap().0;
-            command.restores = 1;
-            entry.payload = EntryPayload::Normal(command.encode());
-        }
-        entry
-    }));
+    entries.extend_from_slice(&next[..3]);
     append(&stores.log, entries.clone()).await;
     apply(&stores, entries).await;
     assert_eq!((state.restores(), state.last_restore()), (1, Some([9; 16])));
     assert_eq!(state.staged_restore(), Some([8; 16]));
     assert_eq!(all_keys(&state).len(), 250);
     assert_eq!(stored(&state, CF_KV), 200, "what is staged");
-    // Emptying the family anew would have taken what is staged with it.
+    // Nor were files of that family deleted, which could have been those of what is staged.
     let generation = state.generation().unwrap();
-    assert!(generation.leftovers.load(Ordering::Relaxed));
+    let leftovers = || generation.leftovers.load(Ordering::Relaxed);
+    assert!(leftovers());
+    let steps = [
+        RestoreStep::Abort { id: [8; 16] },
+        RestoreStep::Begin { id: [7; 16] },
+    ];
+    for (index, step, left) in [(second + 3, 0, true), (second + 4, 1, false)] {
+        let entry = command(index, vec![Op::Restore(steps[step].clone())], 0);
+        append(&stores.log, vec![entry.clone()]).await;
+        apply(&stores, vec![entry]).await;
+        assert_eq!(leftovers(), left);
+    }
     drop(generation);
     stores.close().await;
 }
@@ -918,8 +921,10 @@ async fn readers_see_the_old_data_or_the_new_and_never_less() {
             reads
         }
     });
-    for entry in rest {
-        apply(&stores, vec![entry.clone()]).await;
+    // One by one, and as a node gets them that was away.
+    let (single, together) = rest.split_at(45);
+    for entries in single.chunks(1).chain(together.chunks(4)) {
+        apply(&stores, entries.to_vec()).await;
     }
     stop.store(true, Ordering::Relaxed);
     assert!(reader.join().unwrap() > 0);

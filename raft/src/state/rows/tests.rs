@@ -134,10 +134,19 @@ fn rows_that_grow_push_others_out() {
     for key in &keys {
         learn(&rows, key, None);
     }
-    for (key, index) in keys.iter().zip(1..) {
-        let batch = [put(CF_KV, key, index, &[7; LARGEST])];
+    for (keys, index) in keys.chunks(100).zip(1..) {
+        let batch: Vec<_> = keys
+            .iter()
+            .map(|key| put(CF_KV, key, index, &[7; LARGEST]))
+            .collect();
         let writing = rows.begin(&batch, CF_KV, false);
         rows.end(&batch, CF_KV, writing);
+    }
+    for (key, at) in keys.iter().zip(0..) {
+        // In the batch that pushed out rows of its own, too.
+        if let Look::Here(index) = rows.mod_index(key.as_bytes()) {
+            assert_eq!(index, Some(at / 100 + 1));
+        }
     }
     let weight = weight(&rows);
     assert!(weight <= CAPACITY, "{weight} bytes");
@@ -293,6 +302,9 @@ proptest! {
             for key in 0..KEYS {
                 let key = format!("key {key}");
                 let stored = database.get(&(keys::live(restores), key.clone())).cloned();
+                if let Look::Here(index) = rows.mod_index(key.as_bytes()) {
+                    prop_assert_eq!(index, stored.as_ref().map(|(index, _)| *index));
+                }
                 if let Look::Here(row) = rows.get(key.as_bytes()) {
                     prop_assert_eq!(row, stored);
                 }
