@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use crate::ports::{Barrier, BarrierError, Expect, SealWrap, Store, StoreError, StoredBatch};
 
 /// Memory for unwrapped (still barrier-encrypted) values, bytes.
-const CACHE_BYTES: u64 = 64 << 20;
+const CACHE_BYTES: u64 = 32 << 20;
 /// What the cache itself takes for one of them, bytes, roughly.
 const CACHE_OVERHEAD: usize = 256;
 /// Stored keys read at a time while listing.
