@@ -474,9 +474,9 @@ impl State {
         let old = self.position.borrow().clone();
         let mut position = old.clone();
         let unused = keys::staging(old.restored.0);
-        let stages =
+        let is_staged =
             |change: &Change| matches!(change, Change::Put { family, .. } if *family == unused);
-        let stages = changes.list.iter().any(stages);
+        let stages = changes.list.iter().any(is_staged);
         // No reader is left behind there: whoever still knew that family as the live one reads again. Not together with what is staged
         // there in this very batch, whose files could go with the others.
         let clean = old.staging.is_none()

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, unsync};
+use quick_cache::{DefaultHashBuilder, Weighter, unsync};
 
 use super::apply::Change;
 
@@ -50,7 +50,7 @@ struct Shard {
     writes: u64,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 enum Known {
     /// Nothing too: clients ask again for what is not there yet.
     Is(Row),
@@ -70,7 +70,6 @@ impl Known {
     }
 }
 
-#[derive(Clone)]
 struct Weight;
 
 impl Weighter<Box<[u8]>, Known> for Weight {
@@ -108,17 +107,12 @@ pub(super) struct Writing {
 
 impl Default for Rows {
     fn default() -> Self {
-        let options = OptionsBuilder::new()
-            .weight_capacity(CAPACITY / SHARDS as u64)
-            .estimated_items_capacity((CAPACITY / 512) as usize / SHARDS)
-            .build();
-        #[expect(clippy::expect_used, reason = "both that it asks for are given")]
-        let options = options.expect("a capacity");
         let hasher = DefaultHashBuilder::default();
         let shard = |_| {
             RwLock::new(Shard {
-                rows: unsync::Cache::with_options(
-                    options.clone(),
+                rows: unsync::Cache::with(
+                    (CAPACITY / 512) as usize / SHARDS,
+                    CAPACITY / SHARDS as u64,
                     Weight,
                     hasher.clone(),
                     unsync::DefaultLifecycle::default(),
