@@ -60,7 +60,9 @@ pub(crate) const META_PURGED: &[u8] = b"purged";
 pub(crate) const META_COMMITTED: &[u8] = b"committed";
 /// Log: number of write batches ever written, u64 BE; in every batch.
 pub(crate) const META_BATCHES: &[u8] = b"batches";
-/// Log: last index that a start-up scan found contiguous, u64 BE.
+/// Log: how far it reaches after the last batch, and the vote (`log/trailer.rs`); in every batch.
+pub(crate) const META_END: &[u8] = b"end";
+/// Log: every entry up to this index is in table files, or purged; the start-up scan begins there. u64 BE.
 pub(crate) const META_SCANNED: &[u8] = b"scanned";
 /// State: id of the last applied entry.
 pub(crate) const META_APPLIED: &[u8] = b"applied";

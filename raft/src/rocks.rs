@@ -48,7 +48,7 @@ impl Kind {
             Self::Log => {
                 options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
                 options.set_track_and_verify_wals_in_manifest(true);
-                options.set_max_total_wal_size(512 << 20);
+                options.set_max_total_wal_size(64 << 20);
             }
             // Its WAL is never written: a flushed state is a whole number of apply batches, over both families.
             Self::State => options.set_atomic_flush(true),
@@ -80,7 +80,7 @@ impl Kind {
 
 /// So many flushed files are merged into the rest at once. The rest is written again for it, in part or as a whole: fewer times, the
 /// more there is to merge. A reader may look into the filter of each.
-const FLUSHED_FILES: i32 = 12;
+pub(crate) const FLUSHED_FILES: i32 = 12;
 
 /// Blocks read from files: one cache for the whole process, or each column family of each database has its own.
 static BLOCKS: LazyLock<Cache> = LazyLock::new(|| Cache::new_lru_cache(BLOCK_CACHE));

@@ -229,6 +229,10 @@ pub(crate) async fn start(
         raft.0.options.snapshots,
     );
     tasks.vital("snapshots and purge", compaction);
+    tasks.vital(
+        "table files of the log",
+        raft.0.log.clone().keep_moving_to_tables(),
+    );
     if let (Some(transport), Some(suspicion)) = (transport, suspicion) {
         let server = Server {
             identity: raft.0.options.identity.clone(),

@@ -22,7 +22,7 @@ use openraft::storage::IOFlushed;
 use rocksdb::WriteBatch;
 use tokio::sync::{oneshot, watch};
 
-use super::witness::Witness;
+use super::{trailer::Trailer, witness::Witness};
 use crate::{
     figures::{count, figures, seconds},
     types::TypeConfig,
@@ -32,8 +32,8 @@ use crate::{
 /// Longest time that changes which nobody waits for stay in memory.
 const IDLE: Duration = Duration::from_millis(250);
 
-/// Writes changes, of which the last has this number, not synced; or says why not.
-pub(super) type Write = Box<dyn FnMut(WriteBatch, u64) -> Result<(), String> + Send>;
+/// Writes changes, of which the last has left the log like this, not synced; or says why not.
+pub(super) type Write = Box<dyn FnMut(WriteBatch, Trailer) -> Result<(), String> + Send>;
 
 /// Makes everything written so far durable, or says why not.
 pub(crate) type Sync = Box<dyn FnMut() -> Result<(), String> + Send>;
@@ -67,8 +67,8 @@ struct Queue {
     /// Changes that are not written yet.
     batch: WriteBatch,
     waiters: Vec<Waiter>,
-    /// Number of the last change.
-    upto: u64,
+    /// The log after the last change.
+    after: Trailer,
     stop: bool,
 }
 
@@ -76,7 +76,7 @@ struct Queue {
 struct Round {
     batch: WriteBatch,
     waiters: Vec<Waiter>,
-    upto: u64,
+    after: Trailer,
 }
 
 struct Shared {
@@ -109,22 +109,22 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    /// Starts the thread. `batches` are already durable.
+    /// Starts the thread. What is up to `durable` is already durable.
     pub(super) fn start(
         write: Write,
         sync: Sync,
         witness: Witness,
-        batches: u64,
+        durable: Trailer,
         times: Arc<SyncTimes>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue {
-                upto: batches,
+                after: durable,
                 ..Queue::default()
             }),
             wake: Condvar::new(),
             progress: watch::Sender::new(Progress {
-                batches,
+                batches: durable.number,
                 failed: None,
             }),
         });
@@ -144,13 +144,13 @@ impl Flusher {
         })
     }
 
-    /// Adds changes: `fill` puts number `number` and nothing else into what will be written.
+    /// Adds changes: `fill` puts those that leave the log as `after` says, and nothing else, into what will be written.
     ///
     /// # Errors
     /// When nothing is written any more; `waiter` is not told then.
     pub(super) fn write(
         &self,
-        number: u64,
+        after: Trailer,
         waiter: Option<Waiter>,
         fill: impl FnOnce(&mut WriteBatch),
     ) -> io::Result<()> {
@@ -160,7 +160,7 @@ impl Flusher {
             return Err(self.stopped());
         }
         fill(&mut queue.batch);
-        queue.upto = number;
+        queue.after = after;
         let waits = waiter.is_some();
         queue.waiters.extend(waiter);
         drop(queue);
@@ -194,6 +194,12 @@ impl Flusher {
     /// Bytes that are not being written yet.
     pub(super) fn queued(&self) -> usize {
         lock(&self.shared.queue).batch.size_in_bytes()
+    }
+
+    /// How many wait for a sync that has not begun.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        lock(&self.shared.queue).waiters.len()
     }
 
     /// Nothing is durable any more, for a reason that was found elsewhere.
@@ -231,7 +237,7 @@ fn run(shared: &Shared, mut write: Write, mut sync: Sync, witness: &Witness, tim
         let Round {
             batch,
             waiters,
-            upto,
+            after,
         } = round;
         let failed = shared.progress.borrow().failed.clone();
         if let Some(why) = failed {
@@ -241,7 +247,7 @@ fn run(shared: &Shared, mut write: Write, mut sync: Sync, witness: &Witness, tim
         let began = Instant::now();
         times.begin();
         if !batch.is_empty()
-            && let Err(error) = write(batch, upto)
+            && let Err(error) = write(batch, after)
         {
             shared.fail(&format!("writing the Raft log failed: {error}"), waiters);
             return;
@@ -261,7 +267,7 @@ fn run(shared: &Shared, mut write: Write, mut sync: Sync, witness: &Witness, tim
         }
         figures().log_sync.record(seconds(took));
         figures().log_sync_appends.record(count(waiters.len()));
-        if let Err(error) = witness.record(upto)
+        if let Err(error) = witness.record(after.number)
             && std::mem::take(&mut witness_works)
         {
             tracing::warn!(%error, "the log's witness file cannot be written; damage of the log's tail may go unnoticed");
@@ -271,7 +277,7 @@ fn run(shared: &Shared, mut write: Write, mut sync: Sync, witness: &Witness, tim
         shared.progress.send_modify(|p| {
             failed.clone_from(&p.failed);
             if failed.is_none() {
-                p.batches = p.batches.max(upto);
+                p.batches = p.batches.max(after.number);
             }
         });
         complete_all(waiters, failed.as_deref());
@@ -296,7 +302,7 @@ fn next_round(shared: &Shared) -> Option<Round> {
     Some(Round {
         batch: std::mem::take(&mut queue.batch),
         waiters: std::mem::take(&mut queue.waiters),
-        upto: queue.upto,
+        after: queue.after,
     })
 }
 
@@ -322,7 +328,7 @@ mod tests {
 
     fn start(dir: &std::path::Path, write: Write, sync: Sync) -> Flusher {
         let (witness, _) = Witness::open(dir).unwrap();
-        Flusher::start(write, sync, witness, 0, Arc::default()).unwrap()
+        Flusher::start(write, sync, witness, Trailer::default(), Arc::default()).unwrap()
     }
 
     /// A flusher whose syncs wait for permission and then give this result.
@@ -332,13 +338,20 @@ mod tests {
         (start(dir, Box::new(|_, _| Ok(())), sync), tx)
     }
 
+    fn numbered(number: u64) -> Trailer {
+        Trailer {
+            number,
+            ..Trailer::default()
+        }
+    }
+
     /// Change number `number`, and what comes of it.
     fn change(flusher: &Flusher, number: u64) -> oneshot::Receiver<io::Result<()>> {
         let (tx, rx) = oneshot::channel();
         let waiter = Some(Waiter::Sync(tx));
         let put = |batch: &mut WriteBatch| batch.put(b"key", b"value");
         // The receiver shows a refusal: its sender is gone.
-        drop(flusher.write(number, waiter, put));
+        drop(flusher.write(numbered(number), waiter, put));
         rx
     }
 
@@ -371,14 +384,14 @@ mod tests {
     async fn what_nobody_waits_for_is_written_soon_and_durable_with_the_next_sync() {
         let dir = tempfile::tempdir().unwrap();
         let (writes, mut written) = tokio::sync::mpsc::unbounded_channel();
-        let write = Box::new(move |batch: WriteBatch, upto| {
-            writes.send((batch.len(), upto)).unwrap();
+        let write = Box::new(move |batch: WriteBatch, after: Trailer| {
+            writes.send((batch.len(), after.number)).unwrap();
             Ok(())
         });
         let flusher = start(dir.path(), write, Box::new(|| Ok(())));
         for number in 1..=2 {
             let put = |batch: &mut WriteBatch| batch.put(b"key", b"value");
-            flusher.write(number, None, put).unwrap();
+            flusher.write(numbered(number), None, put).unwrap();
         }
         let mut changes = 0;
         while changes < 2 {
@@ -389,7 +402,7 @@ mod tests {
         assert_eq!(flusher.progress().borrow().batches, 2);
         // The end does not wait.
         flusher
-            .write(3, None, |batch| batch.put(b"key", b"value"))
+            .write(numbered(3), None, |batch| batch.put(b"key", b"value"))
             .unwrap();
         flusher.stop();
         assert_eq!(written.recv().await, Some((1, 3)));

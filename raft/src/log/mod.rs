@@ -20,6 +20,8 @@ pub(crate) mod record;
 mod recover;
 mod sizes;
 mod storage;
+mod tables;
+mod trailer;
 mod witness;
 
 use std::{
@@ -40,6 +42,7 @@ use self::{
     flusher::{Flusher, Waiter},
     recover::Recovered,
     sizes::Sizes,
+    trailer::Trailer,
     witness::Witness,
 };
 use crate::{
@@ -48,8 +51,8 @@ use crate::{
     figures::figures,
     identity::{Identity, write_atomically},
     keys::{
-        self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_FORMAT, META_PURGED,
-        META_SCANNED, META_VOTE, SET_BACK_FILE,
+        self, CF_LOG, CF_META, META_COMMITTED, META_FORMAT, META_PURGED, META_SCANNED, META_VOTE,
+        SET_BACK_FILE,
     },
     proto::{LogIdProto, VoteProto},
     rocks::{self, Kind, cf},
@@ -65,8 +68,6 @@ const QUEUED_BYTES: usize = 32 << 20;
 pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// Above this many entries a truncation uses a range tombstone, which slows later scans, instead of single ones.
 const MAX_POINT_DELETES: u64 = 4096;
-/// Purged entries of fewer bytes than this are left to RocksDB's own compactions.
-const RECLAIM_BYTES: u64 = 8 << 20;
 
 /// The Raft log. Clones share it.
 #[derive(Clone)]
@@ -91,7 +92,12 @@ struct Writer {
     first: u64,
     /// Number of the last change.
     batches: u64,
+    /// Every entry up to here is in table files; the next start reads this one and what is behind it.
     scanned: u64,
+    /// Truncations of this run.
+    truncations: u64,
+    /// Bytes appended since the last move to table files began.
+    unmoved: u64,
     tail: Tail,
     sizes: Sizes,
     /// Bytes purged and possibly still on the disk.
@@ -210,19 +216,26 @@ impl Writer {
             .ok_or_else(|| io::Error::other("the log is closed"))
     }
 
-    /// Has one change written, and tells `waiter` when it is durable; gives its number.
+    /// Has one change written after which the log ends with `last`, and tells `waiter` when it is durable; gives its number.
     fn write(
         &mut self,
         flusher: &Flusher,
         waiter: Option<Waiter>,
+        last: Option<LogId>,
         fill: impl FnOnce(&Families<'_>, &mut WriteBatch),
     ) -> io::Result<u64> {
         let db = self.db()?;
         let families = Families::of(&db)?;
-        let number = self.batches + 1;
-        flusher.write(number, waiter, |batch| fill(&families, batch))?;
-        self.batches = number;
-        Ok(number)
+        let after = Trailer::new(self.batches + 1, last, self.vote);
+        flusher.write(after, waiter, |batch| fill(&families, batch))?;
+        self.batches = after.number;
+        self.last = last;
+        Ok(after.number)
+    }
+
+    /// As it is now.
+    fn trailer(&self) -> Trailer {
+        Trailer::new(self.batches, self.last, self.vote)
     }
 
     /// Takes note of what has become durable.
@@ -238,10 +251,10 @@ impl Writer {
     }
 }
 
-/// Writes `batch`, not synced, whose last change has number `number`.
-fn write_batch(db: &DB, mut batch: WriteBatch, number: u64) -> Result<(), String> {
+/// Writes `batch`, not synced, whose last change leaves the log as `after` says.
+fn write_batch(db: &DB, mut batch: WriteBatch, after: &Trailer) -> Result<(), String> {
     let meta = cf(db, CF_META).map_err(|error| error.to_string())?;
-    batch.put_cf(meta, META_BATCHES, number.to_be_bytes());
+    after.put(meta, &mut batch);
     db.write_opt(batch, &WriteOptions::default())
         .map_err(|error| format!("{error}{}", rocks::advice(&error)))
 }
@@ -293,16 +306,16 @@ impl LogStore {
         let db = Arc::new(db);
         let committed = recover::read_committed(&db).map_err(read)?;
         let mut writer = Writer::new(Arc::clone(&db), &found, committed);
-        let batches = writer.begin(claimed, identity).map_err(read)?;
+        let durable = writer.begin(claimed, identity).map_err(read)?;
         // What was recovered must be durable before it is counted on: the last run may have died before its sync.
         db.flush_wal(true)
             .map_err(|error| read(io::Error::other(error)))?;
-        witness.record(batches).map_err(read)?;
+        witness.record(durable.number).map_err(read)?;
         let times = Arc::<SyncTimes>::default();
         let theirs = Arc::clone(&db);
-        let write = Box::new(move |batch, number| write_batch(&theirs, batch, number));
+        let write = Box::new(move |batch, after| write_batch(&theirs, batch, &after));
         let flusher =
-            Flusher::start(write, sync(db), witness, batches, Arc::clone(&times)).map_err(read)?;
+            Flusher::start(write, sync(db), witness, durable, Arc::clone(&times)).map_err(read)?;
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             flusher,
@@ -437,22 +450,24 @@ impl LogStore {
         let durable = self.0.flusher.progress().borrow().batches;
         let mut writer = self.writer()?;
         let waiter = Some(Waiter::Append(callback));
-        let number = writer.write(&self.0.flusher, waiter, |families, batch| {
+        let was_empty = writer.last == writer.purged;
+        let last = entries.last().map(|entry| entry.log_id).or(writer.last);
+        let number = writer.write(&self.0.flusher, waiter, last, |families, batch| {
             for (key, record) in &records {
                 batch.put_cf(families.log, key, record);
             }
         })?;
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
-            if writer.last == writer.purged {
+            if was_empty {
                 writer.first = first.log_id.index;
             }
-            writer.last = Some(last.log_id);
             writer.pending.push_back((last.log_id.index, number));
         }
         figures().log_entries.increment(entries.len() as u64);
         for entry in entries {
             let bytes = u64::try_from(cost(&entry)).unwrap_or(u64::MAX);
             writer.sizes.append(entry.log_id.index, bytes);
+            writer.unmoved += bytes;
             writer.tail.push(entry);
         }
         writer.settle(durable);
@@ -465,23 +480,32 @@ impl LogStore {
         let (tx, synced) = oneshot::channel();
         let mut writer = self.writer()?;
         let waiter = Some(Waiter::Sync(tx));
-        writer.write(&self.0.flusher, waiter, |families, batch| {
+        let (last, before) = (writer.last, writer.vote.replace(*vote));
+        let written = writer.write(&self.0.flusher, waiter, last, |families, batch| {
             let vote = VoteProto::from(vote).encode_to_vec();
             batch.put_cf(families.meta, META_VOTE, vote);
-        })?;
-        writer.vote = Some(*vote);
-        Ok(synced)
+        });
+        if written.is_err() {
+            writer.vote = before;
+        }
+        written.map(|_| synced)
     }
 
     fn save_committed(&self, committed: Option<&LogId>) -> io::Result<()> {
         let mut writer = self.writer()?;
-        writer.write(&self.0.flusher, None, |families, batch| match committed {
-            Some(id) => {
-                let id = LogIdProto::from(id).encode_to_vec();
-                batch.put_cf(families.meta, META_COMMITTED, id);
-            }
-            None => batch.delete_cf(families.meta, META_COMMITTED),
-        })?;
+        let last = writer.last;
+        writer.write(
+            &self.0.flusher,
+            None,
+            last,
+            |families, batch| match committed {
+                Some(id) => {
+                    let id = LogIdProto::from(id).encode_to_vec();
+                    batch.put_cf(families.meta, META_COMMITTED, id);
+                }
+                None => batch.delete_cf(families.meta, META_COMMITTED),
+            },
+        )?;
         writer.committed = committed.copied();
         Ok(())
     }
@@ -498,17 +522,23 @@ impl LogStore {
             return Ok(());
         }
         let scanned = writer.scanned.min(next.saturating_sub(1));
-        writer.write(&self.0.flusher, None, |Families { log, meta }, batch| {
-            if end - next <= MAX_POINT_DELETES {
-                (next..end).for_each(|index| batch.delete_cf(log, keys::log(index)));
-            } else {
-                batch.delete_range_cf(log, keys::log(next), keys::log(end));
-            }
-            // Entries written from here on have not been through a start-up scan.
-            batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
-        })?;
+        let kept = last.max(writer.purged);
+        writer.write(
+            &self.0.flusher,
+            None,
+            kept,
+            |Families { log, meta }, batch| {
+                if end - next <= MAX_POINT_DELETES {
+                    (next..end).for_each(|index| batch.delete_cf(log, keys::log(index)));
+                } else {
+                    batch.delete_range_cf(log, keys::log(next), keys::log(end));
+                }
+                // Entries written from here on are in no table file.
+                batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
+            },
+        )?;
         writer.scanned = scanned;
-        writer.last = last.max(writer.purged);
+        writer.truncations += 1;
         writer.tail.truncate_after(next);
         writer.sizes.truncate_after(next.saturating_sub(1));
         let kept = next.checked_sub(1);
@@ -529,16 +559,15 @@ impl LogStore {
         if upto.index < first {
             return Ok(());
         }
-        writer.write(&self.0.flusher, None, |families, batch| {
+        let kept = writer.last.filter(|last| last.index > upto.index);
+        let last = kept.or(Some(upto));
+        writer.write(&self.0.flusher, None, last, |families, batch| {
             let id = LogIdProto::from(&upto).encode_to_vec();
             batch.put_cf(families.meta, META_PURGED, id);
             batch.delete_range_cf(families.log, keys::log(first), keys::log(upto.index + 1));
         })?;
         writer.purged = Some(upto);
         writer.first = upto.index + 1;
-        if writer.last.is_none_or(|last| last.index <= upto.index) {
-            writer.last = Some(upto);
-        }
         writer.tail.purge(upto.index);
         let before = writer.sizes.after(first.saturating_sub(1));
         writer.purged_bytes += before.saturating_sub(writer.sizes.after(upto.index));
@@ -556,32 +585,6 @@ impl LogStore {
     /// The lowest index after which the log has at most `bytes`, roughly.
     pub(crate) fn index_keeping(&self, bytes: u64) -> u64 {
         lock(&self.0.writer).sizes.keeping(bytes)
-    }
-
-    /// Gives the disk back what purged entries took, if that is worth the work. Takes its time.
-    ///
-    /// # Errors
-    /// When the disk fails. The entries are purged all the same.
-    pub(crate) async fn reclaim(&self) -> io::Result<()> {
-        let upto = {
-            let mut writer = lock(&self.0.writer);
-            let Some(upto) = writer
-                .purged
-                .filter(|_| writer.purged_bytes >= RECLAIM_BYTES)
-            else {
-                return Ok(());
-            };
-            writer.purged_bytes = 0;
-            upto.index
-        };
-        // Files go at once, records of the write-ahead log only with a sync: without this a crash could leave a log that
-        // claims to begin where there is nothing any more.
-        self.barrier().await?;
-        fail::point("purge-synced");
-        let db = lock(&self.0.writer).db()?;
-        tokio::task::spawn_blocking(move || reclaim(&db, upto))
-            .await
-            .map_err(io::Error::other)?
     }
 
     /// Entries from `start` on and before `end` that the log has: as many as fit in `max_bytes` and lie in one place, memory or
@@ -652,13 +655,16 @@ impl LogStore {
         self.0.flusher.progress()
     }
 
-    /// Syncs and closes the database; later calls fail. Blocks up to a few seconds for readers to finish.
+    /// Syncs, moves everything to table files and closes the database; later calls fail. Blocks up to a few seconds for readers to finish.
     pub(crate) fn close(&self) {
         self.0.flusher.stop();
+        let failed = self.0.flusher.progress().borrow().failed.is_some();
         let db = lock(&self.0.writer).db.take();
         if let Some(db) = db {
             if let Err(error) = db.flush_wal(true) {
                 tracing::error!(%error, "the last sync of the Raft log failed");
+            } else if !failed && let Err(error) = self.move_at_close(&db) {
+                tracing::warn!(%error, "the Raft log was not moved to table files; the next start takes longer");
             }
             // Purged entries are reclaimed another time.
             db.cancel_all_background_work(false);
@@ -682,6 +688,8 @@ impl Writer {
             first,
             batches: found.batches,
             scanned: 0,
+            truncations: 0,
+            unmoved: 0,
             tail: Tail::default(),
             sizes,
             purged_bytes: 0,
@@ -691,9 +699,9 @@ impl Writer {
     }
 
     /// First change of a run: claims a new database, and marks how far the start-up scan went.
-    fn begin(&mut self, claimed: bool, identity: &Identity) -> io::Result<u64> {
+    fn begin(&mut self, claimed: bool, identity: &Identity) -> io::Result<Trailer> {
         let scanned = self.last.map_or(0, |id| id.index);
-        let number = self.batches + 1;
+        self.batches += 1;
         let (db, mut batch) = (self.db()?, WriteBatch::default());
         let meta = cf(&db, CF_META)?;
         if !claimed {
@@ -701,11 +709,10 @@ impl Writer {
             batch.put_cf(meta, META_FORMAT, value);
         }
         batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
-        write_batch(&db, batch, number)
+        write_batch(&db, batch, &self.trailer())
             .map_err(|why| io::Error::other(format!("writing the Raft log failed: {why}")))?;
-        self.batches = number;
         self.scanned = scanned;
-        Ok(number)
+        Ok(self.trailer())
     }
 }
 
@@ -745,27 +752,6 @@ fn stored_bytes(db: &DB) -> u64 {
     .into_iter()
     .filter_map(of)
     .sum()
-}
-
-/// Table files that hold nothing but purged entries are deleted as they are; the rest is compacted.
-fn reclaim(db: &DB, upto: u64) -> io::Result<()> {
-    let (log, meta) = (cf(db, CF_LOG)?, cf(db, CF_META)?);
-    // Both families, or the write-ahead log stays.
-    db.flush_cfs_opt(&[log, meta], &rocksdb::FlushOptions::default())
-        .map_err(io::Error::other)?;
-    db.delete_file_in_range_cf(log, keys::log(0), keys::log(upto))
-        .map_err(io::Error::other)?;
-    fail::point("purge-files");
-    let mut options = rocksdb::CompactOptions::default();
-    options.set_exclusive_manual_compaction(false);
-    db.compact_range_cf_opt(
-        log,
-        Some(keys::log(0)),
-        Some(keys::log(upto.saturating_add(1))),
-        &options,
-    );
-    fail::point("purge-reclaimed");
-    Ok(())
 }
 
 /// Drops the last reference to a database here and now, so that it is closed when this returns.

@@ -3,8 +3,9 @@
 //! In: the opened log database and its witness. Out: the log's bounds and vote.
 //!
 //! Invariants checked (each one alone would let a node forget what it promised)
-//! - Entries are contiguous from `purged + 1`, whole, and their leaders never go backwards.
+//! - Entries are contiguous from `purged + 1` or the mark (`tables`), whole, and their leaders never go backwards.
 //! - The vote is not older than the last entry: a node votes for a leader before it takes entries from it.
+//! - The last entry and the vote are those that the last batch speaks of.
 //! - No fewer write batches than the witness saw synced.
 
 use std::{io, path::Path};
@@ -12,7 +13,7 @@ use std::{io, path::Path};
 use prost::Message;
 use rocksdb::{DB, Direction, IteratorMode};
 
-use super::{record, witness::Testimony};
+use super::{record, trailer::Trailer, witness::Testimony};
 use crate::{
     error::OpenError,
     keys::{
@@ -70,8 +71,8 @@ fn scan(db: &DB) -> io::Result<Recovered> {
     let purged = read_log_id(db, META_PURGED)?;
     let scanned = read_u64(db, META_SCANNED)?.unwrap_or(0);
     let first = purged.map_or(0, |id| id.index + 1);
-    // Entries before the mark were checked at an earlier start and have been in table files with their own checksums
-    // since then. The entry at the mark itself is read again to tie both parts together.
+    // Entries before the mark are in table files with their own checksums: an earlier start has checked and moved them
+    // there, or the run that appended them. The entry at the mark itself is read again to tie both parts together.
     let from = first.max(scanned);
     let mut last = purged;
     let mut expected = from;
@@ -101,11 +102,16 @@ fn scan(db: &DB) -> io::Result<Recovered> {
     if scanned > 0 && scanned >= first && last.is_none_or(|last| last.index < scanned) {
         return Err(io::Error::other(format!("log entry {scanned} is missing")));
     }
+    let vote = read_vote(db)?;
+    let batches = read_u64(db, META_BATCHES)?.unwrap_or(0);
+    if let Some(trailer) = Trailer::read(db, batches)? {
+        trailer.check(last, vote)?;
+    }
     Ok(Recovered {
-        vote: read_vote(db)?,
+        vote,
         purged,
         last,
-        batches: read_u64(db, META_BATCHES)?.unwrap_or(0),
+        batches,
     })
 }
 

@@ -50,6 +50,12 @@ async fn filled(dir: &Path, count: u64) {
     log.close();
 }
 
+/// Like [`filled`], killed instead: no start has seen these entries.
+async fn unseen(dir: &Path, count: u64) {
+    let open = tempfile::tempdir().unwrap();
+    killed(open.path(), dir, count).await;
+}
+
 /// Like `kill -9` after the last sync: a copy of the files while the log is open.
 async fn killed(dir: &Path, copy: &Path, count: u64) {
     let mut log = open(dir).unwrap();
@@ -183,7 +189,7 @@ async fn a_damaged_log_is_refused_and_never_shortened_silently() {
 #[tokio::test]
 async fn a_damaged_record_in_a_table_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    filled(dir.path(), 5).await;
+    unseen(dir.path(), 5).await;
     let db = rocks::open(Kind::Log, dir.path()).unwrap();
     let mut record = record::encode(&entry(3));
     record[20] ^= 1;
@@ -204,10 +210,10 @@ async fn a_hole_and_a_lost_vote_are_refused() {
         ("a hole", CF_LOG, keys::log(3).to_vec()),
         ("the first entry", CF_LOG, keys::log(0).to_vec()),
         ("the vote", CF_META, META_VOTE.to_vec()),
-        ("the batch counter", CF_META, META_BATCHES.to_vec()),
+        ("the batch counter", CF_META, keys::META_BATCHES.to_vec()),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        filled(dir.path(), 6).await;
+        unseen(dir.path(), 6).await;
         let db = rocks::open(Kind::Log, dir.path()).unwrap();
         db.delete_cf(cf(&db, key_family).unwrap(), key).unwrap();
         drop(db);
@@ -219,43 +225,210 @@ async fn a_hole_and_a_lost_vote_are_refused() {
     }
 }
 
-#[tokio::test]
-async fn what_an_earlier_start_has_checked_is_not_read_again() {
-    let dir = tempfile::tempdir().unwrap();
-    filled(dir.path(), 10).await;
-    open(dir.path()).unwrap().close();
-    // Below the mark: found when it is read, not at the start.
-    let db = rocks::open(Kind::Log, dir.path()).unwrap();
-    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(3))
+async fn until(mut reached: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !reached() {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Takes an entry out of a closed log.
+fn lose(dir: &Path, index: u64) {
+    let db = rocks::open(Kind::Log, dir).unwrap();
+    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(index))
         .unwrap();
-    drop(db);
+}
+
+fn wal_bytes(dir: &Path) -> u64 {
+    rocks::open_read_only(Kind::Log, dir).map_or(u64::MAX, |db| rocks::size(Kind::Log, &db).wal)
+}
+
+#[tokio::test]
+async fn what_is_in_table_files_is_neither_replayed_nor_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    // After an orderly end; after a move while it ran, and a kill; after a start that has checked it.
+    let closed = path.join("closed");
+    filled(&closed, 100).await;
+    let moved = path.join("moved");
+    {
+        let mut log = open(&path.join("running")).unwrap();
+        RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+        log.blocking_append((0..100).map(entry)).await.unwrap();
+        assert!(log.size().wal > 100 * 200);
+        log.move_to_tables().await.unwrap();
+        // The mark as well.
+        log.barrier().await.unwrap();
+        // RocksDB deletes files on a thread of its own.
+        until(|| log.size().wal < 2000).await;
+        copy_dir(&path.join("running"), &moved);
+        log.close();
+    }
+    let started = path.join("started");
+    unseen(&started, 100).await;
+    open(&started).unwrap().close();
+    for dir in [closed, moved, started] {
+        assert!(wal_bytes(&dir) < 2000, "{dir:?}: {}", wal_bytes(&dir));
+        // Found when it is read, not at the start.
+        lose(&dir, 3);
+        let mut log = open(&dir).unwrap();
+        assert_eq!(log.last(), Some(log_id(TERM, 1, 99)));
+        assert!(log.try_get_log_entries(2..5).await.is_err());
+        assert_eq!(log.try_get_log_entries(4..6).await.unwrap().len(), 2);
+        log.close();
+        // The entry at the mark is looked at.
+        lose(&dir, 99);
+        let why = open(&dir).map(|_| ()).unwrap_err().to_string();
+        assert!(why.contains("log entry 99 is missing"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_under_load_is_moved_to_table_files() {
+    let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).unwrap();
-    assert!(log.try_get_log_entries(2..5).await.is_err());
-    assert_eq!(log.try_get_log_entries(4..6).await.unwrap().len(), 2);
+    RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+    let moving = tokio::spawn(log.clone().keep_moving_to_tables());
+    let big = |index: u64| Entry {
+        log_id: log_id(TERM, 1, index),
+        payload: EntryPayload::Normal(Encoded(vec![index as u8; 64 << 10].into())),
+    };
+    for round in 0..3 {
+        for start in (0..320).step_by(40) {
+            let entries = (start..start + 40).map(|index| big(round * 320 + index));
+            log.blocking_append(entries).await.unwrap();
+        }
+        until(|| log.size().wal < 17 << 20 && lock(&log.0.writer).scanned >= round * 320).await;
+    }
+    moving.abort();
     log.close();
 }
 
 #[tokio::test]
 async fn a_truncated_log_is_checked_again_where_it_was_rewritten() {
+    // Truncated after a move to table files; while one is under way, before and after which more is appended.
+    for during in [false, true] {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        filled(dir.path(), 10).await;
+        let (mut log, permit) = stuck(dir.path());
+        let append = |mut log: LogStore, term, range: std::ops::Range<u64>| async move {
+            let entries = range.map(|index| entry_of(term, index));
+            RaftLogStorage::append(&mut log, entries, IOFlushed::noop()).await
+        };
+        append(log.clone(), TERM, 10..15).await.unwrap();
+        until(|| log.0.flusher.waiting() == 0).await;
+        let moving = tokio::spawn({
+            let log = log.clone();
+            async move { log.move_to_tables().await }
+        });
+        // It has taken note of what there is and waits for the disk.
+        until(|| log.0.flusher.waiting() == 1).await;
+        if !during {
+            drop(permit);
+            moving.await.unwrap().unwrap();
+            assert_eq!(lock(&log.0.writer).scanned, 14);
+        } else {
+            RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 4)))
+                .await
+                .unwrap();
+            append(log.clone(), 4, 5..20).await.unwrap();
+            drop(permit);
+            moving.await.unwrap().unwrap();
+            assert_eq!(lock(&log.0.writer).scanned, 4);
+        }
+        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 4)))
+            .await
+            .unwrap();
+        let mut vote = vote();
+        vote.leader_id.term = 5;
+        RaftLogStorage::save_vote(&mut log, &vote).await.unwrap();
+        append(log.clone(), 5, 5..19).await.unwrap();
+        log.barrier().await.unwrap();
+        copy_dir(dir.path(), copy.path());
+        log.close();
+        let whole = tempfile::tempdir().unwrap();
+        copy_dir(copy.path(), whole.path());
+        open(whole.path()).unwrap().close();
+        lose(copy.path(), 6);
+        let why = open(copy.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(why.contains("log entries 6 to 6 are missing"), "{why}");
+    }
+}
+
+/// RocksDB goes on behind a damaged record, and not all that comes behind it says anything of entries.
+#[tokio::test]
+async fn a_loss_does_not_hide_behind_a_batch_of_no_weight() {
+    // The last record of a write-ahead log is in no table file, but one of the two families is, and the next log has begun.
+    for (last_is_vote, moved, want) in [
+        (false, CF_META, "has ended before entry 40"),
+        (true, CF_LOG, "the vote is not the one"),
+    ] {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut log = open(dir.path()).unwrap();
+        RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+        for index in 0..40 {
+            log.blocking_append([entry(index)]).await.unwrap();
+        }
+        if last_is_vote {
+            let mut vote = vote();
+            vote.leader_id.term += 1;
+            RaftLogStorage::save_vote(&mut log, &vote).await.unwrap();
+        }
+        let db = lock(&log.0.writer).db().unwrap();
+        let damaged = wal(dir.path()).file_name().unwrap().to_owned();
+        db.flush_cf(cf(&db, moved).unwrap()).unwrap();
+        drop(db);
+        RaftLogStorage::save_committed(&mut log, Some(log_id(TERM, 1, 5)))
+            .await
+            .unwrap();
+        log.barrier().await.unwrap();
+        copy_dir(dir.path(), copy.path());
+        log.close();
+        let whole = tempfile::tempdir().unwrap();
+        copy_dir(copy.path(), whole.path());
+        open(whole.path()).unwrap().close();
+        let damaged = copy.path().join(damaged);
+        let mut bytes = fs::read(&damaged).unwrap();
+        let last = *crate::records::tests::places(&bytes).last().unwrap();
+        bytes[last..].fill(0);
+        fs::write(damaged, bytes).unwrap();
+        let why = open(copy.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(why.contains(want), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_version_without_trailers_has_written_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 10).await;
-    let mut log = open(dir.path()).unwrap();
-    RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 4)))
-        .await
-        .unwrap();
-    for index in 5..9 {
-        log.blocking_append([entry(index)]).await.unwrap();
-    }
+    let db = rocks::open(Kind::Log, dir.path()).unwrap();
+    let (families, mut batch) = (Families::of(&db).unwrap(), WriteBatch::default());
+    batch.put_cf(families.log, keys::log(10), record::encode(&entry(10)));
+    batch.put_cf(families.meta, keys::META_BATCHES, 1000_u64.to_be_bytes());
+    db.write(batch).unwrap();
+    drop(db);
+    let log = open(dir.path()).unwrap();
+    assert_eq!(log.last(), Some(log_id(TERM, 1, 10)));
+    log.close();
+    lose(dir.path(), 10);
+    assert!(open(dir.path()).is_err());
+}
+
+#[tokio::test]
+async fn nothing_is_moved_after_a_failed_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 10).await;
+    let log = LogStore::open_with(dir.path(), &identity(), |_| {
+        Box::new(|| Err("no such luck".to_owned()))
+    });
+    let mut log = log.unwrap();
+    assert!(log.blocking_append([entry(10)]).await.is_err());
+    assert!(log.move_to_tables().await.is_err());
     log.close();
     let db = rocks::open(Kind::Log, dir.path()).unwrap();
-    db.delete_cf(cf(&db, CF_LOG).unwrap(), keys::log(6))
-        .unwrap();
-    drop(db);
-    let opened = open(dir.path()).map(|_| ());
-    assert!(
-        matches!(opened, Err(OpenError::Damaged { .. })),
-        "{opened:?}"
-    );
+    let mark = db.get_cf(cf(&db, CF_META).unwrap(), META_SCANNED).unwrap();
+    assert_eq!(mark, Some(9_u64.to_be_bytes().to_vec()));
 }
 
 #[tokio::test]

@@ -62,6 +62,18 @@ fn the_process_dies_while_the_log_is_purged() {
     ]);
 }
 
+#[test]
+fn the_process_dies_while_the_log_goes_into_table_files() {
+    die_at(&[
+        "move-synced",
+        "move-moved",
+        "move-moved:2",
+        "move-marked",
+        "close-moved",
+        "close-marked",
+    ]);
+}
+
 fn die_at(points: &[&str]) {
     for point in points {
         let dir = tempfile::tempdir().unwrap();
