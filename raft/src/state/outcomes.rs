@@ -11,6 +11,7 @@
 
 use std::{collections::HashMap, io, sync::Arc, thread::JoinHandle};
 
+use quick_cache::DefaultHashBuilder;
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
 
 use super::{
@@ -31,7 +32,7 @@ const SWEEP_ROWS: usize = 4 * 4096;
 const ID: usize = 16;
 
 /// First half of a request id → log index of the last command with such an id.
-type Index = HashMap<u64, u64>;
+type Index = HashMap<u64, u64, DefaultHashBuilder>;
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -58,7 +59,7 @@ impl Outcomes {
             .name("raft-outcomes".to_owned())
             .spawn(move || load(&theirs, swept, applied))?;
         Ok(Self {
-            index: Index::new(),
+            index: Index::default(),
             loading: Some(loading),
             swept,
         })
@@ -66,9 +67,7 @@ impl Outcomes {
 
     fn loaded(&mut self) -> io::Result<&mut Index> {
         if let Some(loading) = self.loading.take() {
-            let loaded = loading
-                .join()
-                .map_err(|_| io::Error::other("reading remembered requests panicked"))??;
+            let loaded = loading.join().map_err(|_| panicked())??;
             // What has been remembered meanwhile is newer.
             let newer = std::mem::replace(&mut self.index, loaded);
             self.index.extend(newer);
@@ -138,20 +137,45 @@ impl Outcomes {
     }
 }
 
+/// The rows behind `from` up to `applied`, nearly a million after long work: one half is read by another thread.
 fn load(db: &DB, from: u64, applied: u64) -> io::Result<Index> {
-    let end = keys::request_at(applied.saturating_add(1));
-    let mut found = Index::new();
-    // Nearly a million rows: none is copied.
+    let end = applied.saturating_add(1);
+    let middle = from.midpoint(end);
+    std::thread::scope(|scope| {
+        let newer = std::thread::Builder::new()
+            .name("raft-outcomes-2".to_owned())
+            .spawn_scoped(scope, || {
+                let mut found = Vec::new();
+                read(db, middle, end, |id, index| found.push((half(&id), index)))?;
+                io::Result::Ok(found)
+            })?;
+        let rows = usize::try_from(end.saturating_sub(from)).unwrap_or(0);
+        let mut index = Index::with_capacity_and_hasher(rows, DefaultHashBuilder::default());
+        read(db, from, middle, |id, at| {
+            index.insert(half(&id), at);
+        })?;
+        index.extend(newer.join().map_err(|_| panicked())??);
+        Ok(index)
+    })
+}
+
+fn panicked() -> io::Error {
+    io::Error::other("reading remembered requests panicked")
+}
+
+/// Gives `take` the request id and the log index of every row from index `from` on and before `end`, in order.
+fn read(db: &DB, from: u64, end: u64, mut take: impl FnMut([u8; ID], u64)) -> io::Result<()> {
+    let end = keys::request_at(end);
+    // None is copied.
     let mut rows = db.raw_iterator_cf_opt(cf(db, CF_META)?, rocks::once());
     rows.seek(keys::request_at(from));
     while let Some((key, row)) = rows.item().filter(|(key, _)| *key < &end[..]) {
         let index = keys::request_index(key).ok_or_else(|| damaged("a request's index"))?;
         let (id, _) = decode(index, row)?;
-        found.insert(half(&id), index);
+        take(id, index);
         rows.next();
     }
-    rows.status().map_err(io::Error::other)?;
-    Ok(found)
+    rows.status().map_err(io::Error::other)
 }
 
 /// An early version kept the outcome under the request id, and the id alone under the index.
@@ -288,5 +312,36 @@ mod tests {
             }
         }
         assert!(decode(1, &[&[0; 16][..], &[3, 0, 0, 0, 0]].concat()).is_err());
+    }
+
+    #[test]
+    fn every_row_is_loaded_once_whichever_half_it_lies_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = rocks::open(rocks::Kind::State, dir.path()).unwrap();
+        let meta = cf(&db, CF_META).unwrap();
+        let remembered = |index| Remembered {
+            applied: Applied {
+                index,
+                outcome: Outcome::Applied,
+            },
+            at_ms: Some(1),
+        };
+        // Each id five times over, in both halves: the last one counts.
+        let id = |index: u64| u128::from(index % 200).reverse_bits().to_be_bytes();
+        for index in 0..1000 {
+            let row = encode(&id(index), &remembered(index));
+            db.put_cf_opt(meta, keys::request_at(index), row, &without_wal())
+                .unwrap();
+        }
+        for (from, applied) in [(0, 999), (100, 899), (950, 960), (7, 7), (5000, 4999)] {
+            let want: Index = (from..=applied.min(999))
+                .map(|index| (half(&id(index)), index))
+                .collect();
+            assert_eq!(load(&db, from, applied).unwrap(), want, "{from} {applied}");
+        }
+        db.put_cf_opt(meta, keys::request_at(700), b"short", &without_wal())
+            .unwrap();
+        assert!(load(&db, 0, 999).is_err());
+        assert!(load(&db, 0, 699).is_ok());
     }
 }
