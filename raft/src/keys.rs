@@ -60,7 +60,9 @@ pub(crate) const META_PURGED: &[u8] = b"purged";
 pub(crate) const META_COMMITTED: &[u8] = b"committed";
 /// Log: number of write batches ever written, u64 BE; in every batch.
 pub(crate) const META_BATCHES: &[u8] = b"batches";
-/// Log: how far it reaches after the last batch, and the vote (`log/trailer.rs`); in every batch.
+/// Log: truncations ever made, u64 BE.
+pub(crate) const META_TRUNCATIONS: &[u8] = b"truncations";
+/// Log: what its bookkeeping is after a batch (`log/trailer.rs`); in every batch.
 pub(crate) const META_END: &[u8] = b"end";
 /// Log: every entry up to this index is in table files, or purged; the start-up scan begins there. u64 BE.
 pub(crate) const META_SCANNED: &[u8] = b"scanned";

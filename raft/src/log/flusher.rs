@@ -233,6 +233,7 @@ impl Drop for Flusher {
 
 fn run(shared: &Shared, mut write: Write, mut sync: Sync, witness: &Witness, times: &SyncTimes) {
     let mut witness_works = true;
+    let mut written = shared.progress.borrow().batches;
     while let Some(round) = next_round(shared) {
         let Round {
             batch,
@@ -246,12 +247,14 @@ fn run(shared: &Shared, mut write: Write, mut sync: Sync, witness: &Witness, tim
         }
         let began = Instant::now();
         times.begin();
-        if !batch.is_empty()
+        // A change of nothing has a number too, of which the witness will speak.
+        if after.number > written
             && let Err(error) = write(batch, after)
         {
             shared.fail(&format!("writing the Raft log failed: {error}"), waiters);
             return;
         }
+        written = after.number;
         if waiters.is_empty() {
             times.pass();
             // Nothing is durable that was not, and there is more room.
@@ -324,7 +327,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use std::sync::mpsc;
 
-    use super::*;
+    use super::{super::trailer::Summary, *};
 
     fn start(dir: &std::path::Path, write: Write, sync: Sync) -> Flusher {
         let (witness, _) = Witness::open(dir).unwrap();
@@ -339,10 +342,7 @@ mod tests {
     }
 
     fn numbered(number: u64) -> Trailer {
-        Trailer {
-            number,
-            ..Trailer::default()
-        }
+        Trailer::new(number, &Summary::default())
     }
 
     /// Change number `number`, and what comes of it.

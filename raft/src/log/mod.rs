@@ -42,7 +42,7 @@ use self::{
     flusher::{Flusher, Waiter},
     recover::Recovered,
     sizes::Sizes,
-    trailer::Trailer,
+    trailer::{Summary, Trailer},
     witness::Witness,
 };
 use crate::{
@@ -51,8 +51,8 @@ use crate::{
     figures::figures,
     identity::{Identity, write_atomically},
     keys::{
-        self, CF_LOG, CF_META, META_COMMITTED, META_FORMAT, META_PURGED, META_SCANNED, META_VOTE,
-        SET_BACK_FILE,
+        self, CF_LOG, CF_META, META_COMMITTED, META_FORMAT, META_PURGED, META_SCANNED,
+        META_TRUNCATIONS, META_VOTE, SET_BACK_FILE,
     },
     proto::{LogIdProto, VoteProto},
     rocks::{self, Kind, cf},
@@ -84,18 +84,14 @@ struct Shared {
 struct Writer {
     /// `None` after close.
     db: Option<Arc<DB>>,
-    vote: Option<Vote>,
+    now: Summary,
     committed: Option<LogId>,
-    purged: Option<LogId>,
-    last: Option<LogId>,
     /// Index of the first entry there is or may be. openraft's log starts at 0; its storage suite starts elsewhere.
     first: u64,
     /// Number of the last change.
     batches: u64,
     /// Every entry up to here is in table files; the next start reads this one and what is behind it.
     scanned: u64,
-    /// Truncations of this run.
-    truncations: u64,
     /// Bytes appended since the last move to table files began.
     unmoved: u64,
     tail: Tail,
@@ -216,26 +212,21 @@ impl Writer {
             .ok_or_else(|| io::Error::other("the log is closed"))
     }
 
-    /// Has one change written after which the log ends with `last`, and tells `waiter` when it is durable; gives its number.
+    /// Has one change written after which the log is as `then` says, and tells `waiter` when it is durable; gives its number.
     fn write(
         &mut self,
         flusher: &Flusher,
         waiter: Option<Waiter>,
-        last: Option<LogId>,
+        then: Summary,
         fill: impl FnOnce(&Families<'_>, &mut WriteBatch),
     ) -> io::Result<u64> {
         let db = self.db()?;
         let families = Families::of(&db)?;
-        let after = Trailer::new(self.batches + 1, last, self.vote);
+        let after = Trailer::new(self.batches + 1, &then);
         flusher.write(after, waiter, |batch| fill(&families, batch))?;
         self.batches = after.number;
-        self.last = last;
+        self.now = then;
         Ok(after.number)
-    }
-
-    /// As it is now.
-    fn trailer(&self) -> Trailer {
-        Trailer::new(self.batches, self.last, self.vote)
     }
 
     /// Takes note of what has become durable.
@@ -348,12 +339,12 @@ impl LogStore {
 
     /// The last entry's id, or the last purged one's.
     pub(crate) fn last(&self) -> Option<LogId> {
-        lock(&self.0.writer).last
+        lock(&self.0.writer).now.last
     }
 
     /// The last entry that is not in the log any more because a snapshot covers it.
     pub(crate) fn purged(&self) -> Option<LogId> {
-        lock(&self.0.writer).purged
+        lock(&self.0.writer).now.purged
     }
 
     /// Returns once everything that was written before is durable.
@@ -378,7 +369,7 @@ impl LogStore {
     pub(crate) fn id_at(&self, index: u64) -> io::Result<Option<LogId>> {
         let db = {
             let writer = lock(&self.0.writer);
-            if index < writer.first || writer.last.is_none_or(|last| last.index < index) {
+            if index < writer.first || writer.now.last.is_none_or(|last| last.index < index) {
                 return Ok(None);
             }
             if let Some(entries) = writer.tail.read(index, index + 1, 0) {
@@ -397,17 +388,17 @@ impl LogStore {
     /// Whether there is neither an entry nor a vote.
     pub(crate) fn is_pristine(&self) -> bool {
         let writer = lock(&self.0.writer);
-        writer.last.is_none() && writer.vote.is_none()
+        writer.now.last.is_none() && writer.now.vote.is_none()
     }
 
     /// The newest vote, durable or about to be. Nobody is told of one before it is here.
     pub(crate) fn vote(&self) -> Option<Vote> {
-        lock(&self.0.writer).vote
+        lock(&self.0.writer).now.vote
     }
 
     fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
         let writer = lock(&self.0.writer);
-        (writer.purged, writer.last)
+        (writer.now.purged, writer.now.last)
     }
 
     /// The writer, unless a write or a sync has failed: what is written behind that could only mislead.
@@ -450,9 +441,10 @@ impl LogStore {
         let durable = self.0.flusher.progress().borrow().batches;
         let mut writer = self.writer()?;
         let waiter = Some(Waiter::Append(callback));
-        let was_empty = writer.last == writer.purged;
-        let last = entries.last().map(|entry| entry.log_id).or(writer.last);
-        let number = writer.write(&self.0.flusher, waiter, last, |families, batch| {
+        let was_empty = writer.now.last == writer.now.purged;
+        let mut then = writer.now;
+        then.last = entries.last().map(|entry| entry.log_id).or(then.last);
+        let number = writer.write(&self.0.flusher, waiter, then, |families, batch| {
             for (key, record) in &records {
                 batch.put_cf(families.log, key, record);
             }
@@ -480,24 +472,22 @@ impl LogStore {
         let (tx, synced) = oneshot::channel();
         let mut writer = self.writer()?;
         let waiter = Some(Waiter::Sync(tx));
-        let (last, before) = (writer.last, writer.vote.replace(*vote));
-        let written = writer.write(&self.0.flusher, waiter, last, |families, batch| {
+        let mut then = writer.now;
+        then.vote = Some(*vote);
+        writer.write(&self.0.flusher, waiter, then, |families, batch| {
             let vote = VoteProto::from(vote).encode_to_vec();
             batch.put_cf(families.meta, META_VOTE, vote);
-        });
-        if written.is_err() {
-            writer.vote = before;
-        }
-        written.map(|_| synced)
+        })?;
+        Ok(synced)
     }
 
     fn save_committed(&self, committed: Option<&LogId>) -> io::Result<()> {
         let mut writer = self.writer()?;
-        let last = writer.last;
+        let then = writer.now;
         writer.write(
             &self.0.flusher,
             None,
-            last,
+            then,
             |families, batch| match committed {
                 Some(id) => {
                     let id = LogIdProto::from(id).encode_to_vec();
@@ -517,16 +507,19 @@ impl LogStore {
     fn truncate_after(&self, last: Option<LogId>) -> io::Result<()> {
         let mut writer = self.writer()?;
         let next = last.map_or(0, |id| id.index + 1);
-        let end = writer.last.map_or(0, |id| id.index + 1);
+        let end = writer.now.last.map_or(0, |id| id.index + 1);
         if next >= end {
             return Ok(());
         }
         let scanned = writer.scanned.min(next.saturating_sub(1));
-        let kept = last.max(writer.purged);
+        let mut then = writer.now;
+        let behind = |last: &LogId| then.purged.is_none_or(|purged| last.index > purged.index);
+        then.last = last.filter(behind).or(then.purged);
+        then.truncations += 1;
         writer.write(
             &self.0.flusher,
             None,
-            kept,
+            then,
             |Families { log, meta }, batch| {
                 if end - next <= MAX_POINT_DELETES {
                     (next..end).for_each(|index| batch.delete_cf(log, keys::log(index)));
@@ -535,10 +528,10 @@ impl LogStore {
                 }
                 // Entries written from here on are in no table file.
                 batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
+                batch.put_cf(meta, META_TRUNCATIONS, then.truncations.to_be_bytes());
             },
         )?;
         writer.scanned = scanned;
-        writer.truncations += 1;
         writer.tail.truncate_after(next);
         writer.sizes.truncate_after(next.saturating_sub(1));
         let kept = next.checked_sub(1);
@@ -555,18 +548,19 @@ impl LogStore {
 
     pub(crate) fn purge(&self, upto: LogId) -> io::Result<()> {
         let mut writer = self.writer()?;
-        let first = writer.purged.map_or(0, |id| id.index + 1);
+        let first = writer.now.purged.map_or(0, |id| id.index + 1);
         if upto.index < first {
             return Ok(());
         }
-        let kept = writer.last.filter(|last| last.index > upto.index);
-        let last = kept.or(Some(upto));
-        writer.write(&self.0.flusher, None, last, |families, batch| {
+        let mut then = writer.now;
+        let kept = then.last.filter(|last| last.index > upto.index);
+        then.last = kept.or(Some(upto));
+        then.purged = Some(upto);
+        writer.write(&self.0.flusher, None, then, |families, batch| {
             let id = LogIdProto::from(&upto).encode_to_vec();
             batch.put_cf(families.meta, META_PURGED, id);
             batch.delete_range_cf(families.log, keys::log(first), keys::log(upto.index + 1));
         })?;
-        writer.purged = Some(upto);
         writer.first = upto.index + 1;
         writer.tail.purge(upto.index);
         let before = writer.sizes.after(first.saturating_sub(1));
@@ -601,7 +595,7 @@ impl LogStore {
         let (db, start, end) = {
             let writer = lock(&self.0.writer);
             let start = start.max(writer.first);
-            let end = end.min(writer.last.map_or(0, |id| id.index + 1));
+            let end = end.min(writer.now.last.map_or(0, |id| id.index + 1));
             if start >= end {
                 return Ok(Vec::new());
             }
@@ -655,7 +649,8 @@ impl LogStore {
         self.0.flusher.progress()
     }
 
-    /// Syncs, moves everything to table files and closes the database; later calls fail. Blocks up to a few seconds for readers to finish.
+    /// Syncs, moves everything to table files and closes the database; later calls fail. Blocks for the disk, and up to a few seconds
+    /// for readers to finish.
     pub(crate) fn close(&self) {
         self.0.flusher.stop();
         let failed = self.0.flusher.progress().borrow().failed.is_some();
@@ -675,33 +670,31 @@ impl LogStore {
 
 impl Writer {
     fn new(db: Arc<DB>, found: &Recovered, committed: Option<LogId>) -> Self {
-        let first = found.purged.map_or(0, |id| id.index + 1);
-        let sizes = found.last.map_or_else(Sizes::default, |last| {
+        let now = found.summary;
+        let first = now.purged.map_or(0, |id| id.index + 1);
+        let sizes = now.last.map_or_else(Sizes::default, |last| {
             Sizes::new(first, last.index, stored_bytes(&db))
         });
         Self {
             db: Some(db),
-            vote: found.vote,
+            now,
             committed,
-            purged: found.purged,
-            last: found.last,
             first,
             batches: found.batches,
             scanned: 0,
-            truncations: 0,
             unmoved: 0,
             tail: Tail::default(),
             sizes,
             purged_bytes: 0,
             pending: VecDeque::new(),
-            durable: found.last.map(|last| last.index),
+            durable: now.last.map(|last| last.index),
         }
     }
 
     /// First change of a run: claims a new database, and marks how far the start-up scan went.
     fn begin(&mut self, claimed: bool, identity: &Identity) -> io::Result<Trailer> {
-        let scanned = self.last.map_or(0, |id| id.index);
-        self.batches += 1;
+        let scanned = self.now.last.map_or(0, |id| id.index);
+        let first = Trailer::new(self.batches + 1, &self.now);
         let (db, mut batch) = (self.db()?, WriteBatch::default());
         let meta = cf(&db, CF_META)?;
         if !claimed {
@@ -709,10 +702,11 @@ impl Writer {
             batch.put_cf(meta, META_FORMAT, value);
         }
         batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
-        write_batch(&db, batch, &self.trailer())
+        write_batch(&db, batch, &first)
             .map_err(|why| io::Error::other(format!("writing the Raft log failed: {why}")))?;
+        self.batches = first.number;
         self.scanned = scanned;
-        Ok(self.trailer())
+        Ok(first)
     }
 }
 

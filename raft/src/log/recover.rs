@@ -5,7 +5,7 @@
 //! Invariants checked (each one alone would let a node forget what it promised)
 //! - Entries are contiguous from `purged + 1` or the mark (`tables`), whole, and their leaders never go backwards.
 //! - The vote is not older than the last entry: a node votes for a leader before it takes entries from it.
-//! - The last entry and the vote are those that the last batch speaks of.
+//! - Last entry, purge, truncations and vote are those that the last batch speaks of (`trailer`).
 //! - No fewer write batches than the witness saw synced.
 
 use std::{io, path::Path};
@@ -13,12 +13,16 @@ use std::{io, path::Path};
 use prost::Message;
 use rocksdb::{DB, Direction, IteratorMode};
 
-use super::{record, trailer::Trailer, witness::Testimony};
+use super::{
+    record,
+    trailer::{Summary, Trailer},
+    witness::Testimony,
+};
 use crate::{
     error::OpenError,
     keys::{
-        self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_PURGED, META_SCANNED, META_VOTE,
-        be_u64,
+        self, CF_LOG, CF_META, META_BATCHES, META_COMMITTED, META_PURGED, META_SCANNED,
+        META_TRUNCATIONS, META_VOTE, be_u64,
     },
     proto::{LogIdProto, VoteProto},
     rocks::{self, cf},
@@ -26,18 +30,15 @@ use crate::{
 };
 
 /// What the log holds.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Recovered {
-    pub(crate) vote: Option<Vote>,
-    pub(crate) purged: Option<LogId>,
-    /// The last entry, or `purged` when there are none.
-    pub(crate) last: Option<LogId>,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Recovered {
+    pub(super) summary: Summary,
     /// Write batches ever written.
-    pub(crate) batches: u64,
+    pub(super) batches: u64,
 }
 
 /// Reads and checks the log.
-pub(crate) fn recover(db: &DB, path: &Path, said: Testimony) -> Result<Recovered, OpenError> {
+pub(super) fn recover(db: &DB, path: &Path, said: Testimony) -> Result<Recovered, OpenError> {
     let damaged = |why: String| OpenError::Damaged {
         path: path.to_owned(),
         why,
@@ -57,8 +58,8 @@ pub(crate) fn recover(db: &DB, path: &Path, said: Testimony) -> Result<Recovered
             "the log's witness file is damaged; whether the tail of the log is complete is not known"
         );
     }
-    let entry_term = found.last.map_or(0, |last| last.leader_id.term);
-    let vote_term = found.vote.map_or(0, |vote| vote.leader_id.term);
+    let entry_term = found.summary.last.map_or(0, |last| last.leader_id.term);
+    let vote_term = found.summary.vote.map_or(0, |vote| vote.leader_id.term);
     if entry_term > vote_term {
         return Err(damaged(format!(
             "the last entry is of term {entry_term} but the vote of term {vote_term}"
@@ -102,17 +103,17 @@ fn scan(db: &DB) -> io::Result<Recovered> {
     if scanned > 0 && scanned >= first && last.is_none_or(|last| last.index < scanned) {
         return Err(io::Error::other(format!("log entry {scanned} is missing")));
     }
-    let vote = read_vote(db)?;
-    let batches = read_u64(db, META_BATCHES)?.unwrap_or(0);
-    if let Some(trailer) = Trailer::read(db, batches)? {
-        trailer.check(last, vote)?;
-    }
-    Ok(Recovered {
-        vote,
+    let summary = Summary {
+        vote: read_vote(db)?,
         purged,
         last,
-        batches,
-    })
+        truncations: read_u64(db, META_TRUNCATIONS)?.unwrap_or(0),
+    };
+    let batches = read_u64(db, META_BATCHES)?.unwrap_or(0);
+    if let Some(trailer) = Trailer::read(db, batches)? {
+        trailer.check(&summary)?;
+    }
+    Ok(Recovered { summary, batches })
 }
 
 fn read_meta(db: &DB, key: &[u8]) -> io::Result<Option<Vec<u8>>> {

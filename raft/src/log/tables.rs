@@ -3,12 +3,11 @@
 //! In: entries in RocksDB's memory and write-ahead logs. Out: the same entries in table files, a mark that spares the next
 //! start reading them, less disk.
 //!
-//! RocksDB moves a family's rows by itself when its memory is full. The bookkeeping hardly ever fills its memory, and its rows are
-//! in the same write-ahead logs as the entries: without what is done here those would stay, and the next start would read all of
-//! them, and then all of the entries again.
+//! RocksDB moves rows by itself when a family's memory is full, which bounds its write-ahead logs, but does not say how far it got:
+//! a start would have to read all entries of the last run again.
 //!
 //! Invariants
-//! - The mark ([`META_SCANNED`]) is written when everything up to it is in table files that the synced manifest names.
+//! - The mark (row `scanned`) is written when everything up to it is in table files that the synced manifest names.
 //! - A truncation takes it back in the same change; one that came meanwhile keeps it from being written.
 
 use std::{io, time::Duration};
@@ -23,7 +22,7 @@ use crate::{
     rocks::{self, cf},
 };
 
-/// Entries of so many bytes are moved to table files: what a start after a crash has to replay and to check.
+/// Entries of so many bytes are moved to table files: about as many has a start after a crash to replay and to check.
 const MOVE_BYTES: u64 = 16 << 20;
 /// How often that is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -43,15 +42,15 @@ impl Moving {
     /// Takes note of it.
     fn begin(writer: &Writer) -> Self {
         Self {
-            last: writer.last.map_or(0, |id| id.index),
+            last: writer.now.last.map_or(0, |id| id.index),
             bytes: writer.unmoved,
-            truncations: writer.truncations,
+            truncations: writer.now.truncations,
         }
     }
 
     /// The new mark, if there is one, now that the move is over.
     fn mark(&self, writer: &Writer) -> Option<u64> {
-        let is_new = self.truncations == writer.truncations && self.last > writer.scanned;
+        let is_new = self.truncations == writer.now.truncations && self.last > writer.scanned;
         is_new.then_some(self.last)
     }
 }
@@ -86,8 +85,8 @@ impl LogStore {
         let mut writer = self.writer()?;
         writer.unmoved = writer.unmoved.saturating_sub(moving.bytes);
         if let Some(mark) = moving.mark(&writer) {
-            let last = writer.last;
-            writer.write(&self.0.flusher, None, last, |families, batch| {
+            let then = writer.now;
+            writer.write(&self.0.flusher, None, then, |families, batch| {
                 batch.put_cf(families.meta, META_SCANNED, mark.to_be_bytes());
             })?;
             writer.scanned = mark;
@@ -100,9 +99,10 @@ impl LogStore {
     /// Like [`LogStore::move_to_tables`], when the flusher has ended and everything is synced. Blocks.
     pub(super) fn move_at_close(&self, db: &DB) -> io::Result<()> {
         // Nobody writes any more, but others may want to know something.
-        let (mark, before) = {
+        let (mark, after) = {
             let writer = lock(&self.0.writer);
-            (Moving::begin(&writer).mark(&writer), writer.trailer())
+            let mark = Moving::begin(&writer).mark(&writer);
+            (mark, Trailer::new(writer.batches + 1, &writer.now))
         };
         let Some(mark) = mark else {
             return Ok(());
@@ -114,10 +114,6 @@ impl LogStore {
         fail::point("close-moved");
         let mut batch = WriteBatch::default();
         batch.put_cf(cf(db, CF_META)?, META_SCANNED, mark.to_be_bytes());
-        let after = Trailer {
-            number: before.number + 1,
-            ..before
-        };
         write_batch(db, batch, &after).map_err(io::Error::other)?;
         fail::point("close-marked");
         db.flush_wal(true).map_err(io::Error::other)
@@ -131,6 +127,7 @@ impl LogStore {
         let upto = {
             let mut writer = lock(&self.0.writer);
             let Some(upto) = writer
+                .now
                 .purged
                 .filter(|_| writer.purged_bytes >= RECLAIM_BYTES)
             else {
@@ -150,14 +147,15 @@ impl LogStore {
     }
 }
 
-/// Both families, or the write-ahead logs stay.
+/// Both families at one instant, or the write-ahead logs stay.
 fn flush(db: &DB) -> io::Result<()> {
     let families = [cf(db, CF_LOG)?, cf(db, CF_META)?];
     db.flush_cfs_opt(&families, &FlushOptions::default())
         .map_err(io::Error::other)
 }
 
-/// Whether RocksDB would put a flush off until a compaction has ended, which may take longer than an end should.
+/// Whether RocksDB might put a flush off until a compaction has ended, which may take longer than an end should. It does so at three
+/// times as many files; some come before it is asked.
 fn would_wait(db: &DB) -> bool {
     let files = |family| {
         let found = db.property_value_cf(cf(db, family).ok()?, "rocksdb.num-files-at-level0");

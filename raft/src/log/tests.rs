@@ -118,8 +118,8 @@ async fn a_torn_tail_is_cut() {
     // Half a record that was being written when the power went: never synced, so nobody was told.
     let path = wal(copy.path());
     let mut bytes = fs::read(&path).unwrap();
-    let tail = bytes[bytes.len() - 300..bytes.len() - 100].to_vec();
-    bytes.extend_from_slice(&tail[..7]);
+    let last = *crate::records::tests::places(&bytes).last().unwrap();
+    bytes.extend_from_within(last..last + (bytes.len() - last) / 2);
     fs::write(&path, bytes).unwrap();
     let log = open(copy.path()).unwrap();
     assert_eq!(log.last(), Some(log_id(TERM, 1, 19)));
@@ -361,7 +361,11 @@ async fn a_truncated_log_is_checked_again_where_it_was_rewritten() {
 async fn a_loss_does_not_hide_behind_a_batch_of_no_weight() {
     // The last record of a write-ahead log is in no table file, but one of the two families is, and the next log has begun.
     for (last_is_vote, moved, want) in [
-        (false, CF_META, "has ended before entry 40"),
+        (
+            false,
+            CF_META,
+            "ends before entry 39, but according to the last write 40",
+        ),
         (true, CF_LOG, "the vote is not the one"),
     ] {
         let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -394,6 +398,39 @@ async fn a_loss_does_not_hide_behind_a_batch_of_no_weight() {
         bytes[last..].fill(0);
         fs::write(damaged, bytes).unwrap();
         let why = open(copy.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(why.contains(want), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_truncation_or_purge_is_refused() {
+    let purged = LogIdProto::from(&log_id(TERM, 1, 0)).encode_to_vec();
+    for (key, before, want) in [
+        (
+            META_TRUNCATIONS,
+            1_u64.to_be_bytes().to_vec(),
+            "was truncated this often: 1, but according to the last write 2",
+        ),
+        (META_PURGED, purged, "begins with entry 1"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 10).await;
+        for index in [7, 8] {
+            let mut log = open(dir.path()).unwrap();
+            RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, index)))
+                .await
+                .unwrap();
+            log.blocking_append((index + 1..10).map(entry))
+                .await
+                .unwrap();
+            log.purge(log_id(TERM, 1, index - 6)).unwrap();
+            log.close();
+        }
+        open(dir.path()).unwrap().close();
+        let db = rocks::open(Kind::Log, dir.path()).unwrap();
+        db.put_cf(cf(&db, CF_META).unwrap(), key, before).unwrap();
+        drop(db);
+        let why = open(dir.path()).map(|_| ()).unwrap_err().to_string();
         assert!(why.contains(want), "{why}");
     }
 }

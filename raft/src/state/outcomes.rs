@@ -137,25 +137,43 @@ impl Outcomes {
     }
 }
 
-/// The rows behind `from` up to `applied`, nearly a million after long work: one half is read by another thread.
+/// The rows from index `from` to index `applied`, nearly a million after long work: half of them are read by another thread.
 fn load(db: &DB, from: u64, applied: u64) -> io::Result<Index> {
     let end = applied.saturating_add(1);
-    let middle = from.midpoint(end);
+    // There may be far fewer: they go by time too.
+    let mut first = None;
+    read(db, from, end, |_, index| {
+        first = Some(index);
+        false
+    })?;
+    let Some(first) = first else {
+        return Ok(Index::default());
+    };
+    let middle = first.midpoint(end);
     std::thread::scope(|scope| {
-        let newer = std::thread::Builder::new()
-            .name("raft-outcomes-2".to_owned())
-            .spawn_scoped(scope, || {
-                let mut found = Vec::new();
-                read(db, middle, end, |id, index| found.push((half(&id), index)))?;
-                io::Result::Ok(found)
+        let newer = || {
+            let mut found = Vec::new();
+            read(db, middle, end, |id, index| {
+                found.push((half(&id), index));
+                true
             })?;
-        let rows = usize::try_from(end.saturating_sub(from)).unwrap_or(0);
-        let mut index = Index::with_capacity_and_hasher(rows, DefaultHashBuilder::default());
-        read(db, from, middle, |id, at| {
-            index.insert(half(&id), at);
+            io::Result::Ok(found)
+        };
+        let other = std::thread::Builder::new()
+            .name("raft-outcomes-2".to_owned())
+            .spawn_scoped(scope, newer);
+        let rows = usize::try_from(end.saturating_sub(first)).unwrap_or(0);
+        let mut found = Index::with_capacity_and_hasher(rows, DefaultHashBuilder::default());
+        read(db, first, middle, |id, index| {
+            found.insert(half(&id), index);
+            true
         })?;
-        index.extend(newer.join().map_err(|_| panicked())??);
-        Ok(index)
+        found.extend(match other {
+            Ok(other) => other.join().map_err(|_| panicked())??,
+            // No more threads: it takes longer.
+            Err(_) => newer()?,
+        });
+        Ok(found)
     })
 }
 
@@ -163,8 +181,14 @@ fn panicked() -> io::Error {
     io::Error::other("reading remembered requests panicked")
 }
 
-/// Gives `take` the request id and the log index of every row from index `from` on and before `end`, in order.
-fn read(db: &DB, from: u64, end: u64, mut take: impl FnMut([u8; ID], u64)) -> io::Result<()> {
+/// Gives `take` the request id and the log index of every row from index `from` on and before `end`, in order, for as long as it
+/// wants more.
+fn read(
+    db: &DB,
+    from: u64,
+    end: u64,
+    mut take: impl FnMut([u8; ID], u64) -> bool,
+) -> io::Result<()> {
     let end = keys::request_at(end);
     // None is copied.
     let mut rows = db.raw_iterator_cf_opt(cf(db, CF_META)?, rocks::once());
@@ -172,7 +196,9 @@ fn read(db: &DB, from: u64, end: u64, mut take: impl FnMut([u8; ID], u64)) -> io
     while let Some((key, row)) = rows.item().filter(|(key, _)| *key < &end[..]) {
         let index = keys::request_index(key).ok_or_else(|| damaged("a request's index"))?;
         let (id, _) = decode(index, row)?;
-        take(id, index);
+        if !take(id, index) {
+            break;
+        }
         rows.next();
     }
     rows.status().map_err(io::Error::other)
@@ -328,13 +354,20 @@ mod tests {
         };
         // Each id five times over, in both halves: the last one counts.
         let id = |index: u64| u128::from(index % 200).reverse_bits().to_be_bytes();
-        for index in 0..1000 {
+        for index in 50..1000 {
             let row = encode(&id(index), &remembered(index));
             db.put_cf_opt(meta, keys::request_at(index), row, &without_wal())
                 .unwrap();
         }
-        for (from, applied) in [(0, 999), (100, 899), (950, 960), (7, 7), (5000, 4999)] {
-            let want: Index = (from..=applied.min(999))
+        for (from, applied) in [
+            (0, 999),
+            (100, 899),
+            (950, 960),
+            (7, 7),
+            (0, 2000),
+            (5000, 4999),
+        ] {
+            let want: Index = (from.max(50)..=applied.min(999))
                 .map(|index| (half(&id(index)), index))
                 .collect();
             assert_eq!(load(&db, from, applied).unwrap(), want, "{from} {applied}");
