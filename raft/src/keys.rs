@@ -63,7 +63,7 @@ pub(crate) const META_BATCHES: &[u8] = b"batches";
 /// Log: truncations ever made, u64 BE.
 pub(crate) const META_TRUNCATIONS: &[u8] = b"truncations";
 /// Log: what its bookkeeping is after a batch (`log/trailer.rs`); in every batch.
-pub(crate) const META_END: &[u8] = b"end";
+pub(crate) const META_TRAILER: &[u8] = b"trailer";
 /// Log: every entry up to this index is in table files, or purged; the start-up scan begins there. u64 BE.
 pub(crate) const META_SCANNED: &[u8] = b"scanned";
 /// State: id of the last applied entry.

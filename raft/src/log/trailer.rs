@@ -9,7 +9,7 @@
 //! - a truncation, and so no entry that replaced another: what is overwritten is truncated first,
 //! - a purge.
 //!
-//! Layout: row `batches`, `number u64 BE`; row `end`, `number u64 BE | next u64 BE | purged u64 BE | truncations u64 BE |
+//! Layout: row `batches`, `number u64 BE`; row `trailer`, `number u64 BE | next u64 BE | purged u64 BE | truncations u64 BE |
 //! voted u8 | vote`, the vote as in its own row and empty if there is none. An earlier version writes only the first: if that is
 //! greater, the second says nothing.
 
@@ -19,7 +19,7 @@ use prost::Message;
 use rocksdb::{ColumnFamily, DB, WriteBatch};
 
 use crate::{
-    keys::{CF_META, META_BATCHES, META_END, be_u64},
+    keys::{CF_META, META_BATCHES, META_TRAILER, be_u64},
     proto::VoteProto,
     rocks::cf,
     types::{LogId, Vote},
@@ -63,7 +63,7 @@ impl Trailer {
 
     pub(super) fn put(&self, meta: &ColumnFamily, batch: &mut WriteBatch) {
         batch.put_cf(meta, META_BATCHES, self.number.to_be_bytes());
-        batch.put_cf(meta, META_END, self.encode());
+        batch.put_cf(meta, META_TRAILER, self.encode());
     }
 
     /// `None`: there is none, or one that batches without one have followed.
@@ -72,12 +72,13 @@ impl Trailer {
     /// When it is malformed, or speaks of more batches than `batches`.
     pub(super) fn read(db: &DB, batches: u64) -> io::Result<Option<Self>> {
         let row = db
-            .get_cf(cf(db, CF_META)?, META_END)
+            .get_cf(cf(db, CF_META)?, META_TRAILER)
             .map_err(io::Error::other)?;
         let Some(row) = row else {
             return Ok(None);
         };
-        let trailer = Self::decode(&row).ok_or_else(|| io::Error::other("`end` is malformed"))?;
+        let trailer =
+            Self::decode(&row).ok_or_else(|| io::Error::other("`trailer` is malformed"))?;
         if trailer.number > batches {
             return Err(io::Error::other(format!(
                 "there are {batches} writes, but the last one speaks of {}",
