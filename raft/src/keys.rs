@@ -60,7 +60,7 @@ pub(crate) const META_PURGED: &[u8] = b"purged";
 pub(crate) const META_COMMITTED: &[u8] = b"committed";
 /// Log: number of write batches ever written, u64 BE; in every batch.
 pub(crate) const META_BATCHES: &[u8] = b"batches";
-/// Log: truncations ever made, u64 BE.
+/// Log: truncations ever made by versions that count them, u64 BE.
 pub(crate) const META_TRUNCATIONS: &[u8] = b"truncations";
 /// Log: what its bookkeeping is after a batch (`log/trailer.rs`); in every batch.
 pub(crate) const META_TRAILER: &[u8] = b"trailer";

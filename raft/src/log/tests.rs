@@ -359,7 +359,8 @@ async fn a_truncated_log_is_checked_again_where_it_was_rewritten() {
 /// RocksDB goes on behind a damaged record, and not all that comes behind it says anything of entries.
 #[tokio::test]
 async fn a_loss_does_not_hide_behind_a_batch_of_no_weight() {
-    // The last record of a write-ahead log is in no table file, but one of the two families is, and the next log has begun.
+    // The last record of a write-ahead log is in no table file, and the next log has begun: here because one family was flushed alone,
+    // as earlier versions did.
     for (last_is_vote, moved, want) in [
         (
             false,

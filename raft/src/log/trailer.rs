@@ -3,11 +3,11 @@
 //! In: the log after the last change of a batch. Out: the same at the next start, to be compared with what was recovered.
 //!
 //! RocksDB goes on behind a damaged record as if it had never been there. Whatever comes through behind it says here what the log
-//! was, so the damaged record cannot have held
+//! was, so what the damaged one held cannot have been
 //! - an entry behind the last that is left (a hole before that shows by itself),
-//! - a vote,
-//! - a truncation, and so no entry that replaced another: what is overwritten is truncated first,
-//! - a purge.
+//! - the last vote, the last purge (earlier ones do not matter any more),
+//! - the last truncation, and so no entry that replaced another: what is overwritten is truncated first. A truncation that a later one
+//!   has followed, which cut less, is not missed.
 //!
 //! Layout: row `batches`, `number u64 BE`; row `trailer`, `number u64 BE | next u64 BE | purged u64 BE | truncations u64 BE |
 //! voted u8 | vote`, the vote as in its own row and empty if there is none. An earlier version writes only the first: if that is
@@ -33,7 +33,7 @@ pub(super) struct Summary {
     pub(super) purged: Option<LogId>,
     /// The last entry, or `purged` when there are none.
     pub(super) last: Option<LogId>,
-    /// Truncations ever made.
+    /// Truncations ever made by versions that count them.
     pub(super) truncations: u64,
 }
 
