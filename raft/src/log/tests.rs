@@ -312,10 +312,6 @@ async fn a_truncated_log_is_checked_again_where_it_was_rewritten() {
         let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         filled(dir.path(), 10).await;
         let (mut log, permit) = stuck(dir.path());
-        let append = |mut log: LogStore, term, range: std::ops::Range<u64>| async move {
-            let entries = range.map(|index| entry_of(term, index));
-            RaftLogStorage::append(&mut log, entries, IOFlushed::noop()).await
-        };
         append(log.clone(), TERM, 10..15).await.unwrap();
         until(|| log.0.flusher.waiting() == 0).await;
         let moving = tokio::spawn({
@@ -653,15 +649,17 @@ fn entry_of(term: u64, index: u64) -> Entry {
     }
 }
 
+/// Without waiting until it is durable.
+async fn append(mut log: LogStore, term: u64, indexes: std::ops::Range<u64>) -> io::Result<()> {
+    let entries = indexes.map(|index| entry_of(term, index));
+    RaftLogStorage::append(&mut log, entries, IOFlushed::noop()).await
+}
+
 #[tokio::test]
 async fn what_is_not_written_yet_is_read_as_if_it_were() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 10).await;
     let (mut log, permit) = stuck(dir.path());
-    let append = |mut log: LogStore, term, range: std::ops::Range<u64>| async move {
-        let entries = range.map(|index| entry_of(term, index));
-        RaftLogStorage::append(&mut log, entries, IOFlushed::noop()).await
-    };
     // The first is written and waits in its sync; the others are not even written.
     append(log.clone(), TERM, 10..20).await.unwrap();
     append(log.clone(), TERM, 20..25).await.unwrap();
