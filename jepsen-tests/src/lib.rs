@@ -18,6 +18,7 @@
     reason = "linked into tests only, where a surprise must end the test at the place where it happened"
 )]
 
+pub mod chaos;
 pub mod cli;
 pub mod client;
 pub mod cluster;

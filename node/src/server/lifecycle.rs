@@ -560,7 +560,11 @@ async fn unseal(
 ) -> Option<Keyring> {
     let mut pause = FIRST_PAUSE;
     let mut last_why = String::new();
-    set_sealed(shared, bundle, "waiting for the HSM");
+    shared.set_phase(Phase::Sealed {
+        config: bundle.config.clone(),
+        why: "waiting for the HSM".to_owned(),
+        failed: false,
+    });
     loop {
         let attempt = async {
             shared.hsm.connected().await;
@@ -579,7 +583,7 @@ async fn unseal(
             tracing::error!("{why}");
             last_why.clone_from(&why);
         }
-        set_sealed(shared, bundle, &why);
+        set_failed(shared, bundle, &why);
         tokio::select! {
             () = stop.cancelled() => return None,
             () = refuse(orders) => return None,
@@ -589,10 +593,11 @@ async fn unseal(
     }
 }
 
-fn set_sealed(shared: &Shared, bundle: &SealBundle, why: &str) {
+fn set_failed(shared: &Shared, bundle: &SealBundle, why: &str) {
     shared.set_phase(Phase::Sealed {
         config: bundle.config.clone(),
         why: why.to_owned(),
+        failed: true,
     });
 }
 
@@ -631,7 +636,7 @@ async fn run(
         Err(StartError::Fatal(error)) => return Err(error),
         Err(StartError::Again { why, stores }) => {
             tracing::error!("{why}");
-            set_sealed(shared, &bundle, &why);
+            set_failed(shared, &bundle, &why);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(super::jittered(LONGEST_PAUSE)) => {}

@@ -27,7 +27,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -37,7 +37,7 @@ use strongroom_seal::hsm::{Hsm, HsmConfig, Mechanism, OaepHash};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -99,6 +99,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
     harden::harden(!config.disable_mlock).map_err(|error| chain(&error))?;
     let (orders, incoming_orders) = mpsc::channel(1);
     let hsm = Hsm::start(hsm_config(&config)).map_err(|error| chain(&error))?;
+    let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         config: Arc::clone(&config),
         hsm,
@@ -107,6 +108,9 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         restorer: Arc::default(),
         founding: ArcSwapOption::empty(),
         leaving: AtomicBool::new(false),
+        stop: stop.clone(),
+        started: Instant::now(),
+        changed: Notify::new(),
         limits: limits(&config),
     });
     let intervals = tokio::spawn(crate::telemetry::run());
@@ -138,7 +142,6 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         ));
     }
 
-    let stop = CancellationToken::new();
     let signals = tokio::spawn(watch_signals(stop.clone(), certificates));
     let outcome = tokio::select! {
         outcome = lifecycle::drive(Arc::clone(&shared), incoming_orders, stop.clone()) => outcome,
@@ -180,6 +183,7 @@ fn first_phase(config: &Config) -> Phase {
         Ok(Some(bundle)) => Phase::Sealed {
             config: bundle.config,
             why,
+            failed: false,
         },
         Ok(None) | Err(_) => Phase::Uninitialized { why: Some(why) },
     }

@@ -3,7 +3,7 @@
 use std::{
     panic::AssertUnwindSafe,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use metrics::{Counter, counter, describe_counter};
 use strongroom_api::{
     Limits,
     autopilot::AutopilotConfig,
@@ -28,7 +29,7 @@ use strongroom_seal::{
     config::SealConfig,
     hsm::{Health, Hsm},
 };
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -50,7 +51,12 @@ pub(crate) enum Phase {
     /// No cluster yet; holds why a join does not get on, for `seal-status`.
     Uninitialized { why: Option<String> },
     /// Keys are wrapped; holds why they stay so.
-    Sealed { config: SealConfig, why: String },
+    Sealed {
+        config: SealConfig,
+        why: String,
+        /// An attempt to unseal has failed: nobody knows how long it takes from here on.
+        failed: bool,
+    },
     /// Raft runs and the keyring is open.
     Unsealed(Arc<Running>),
     /// The cluster has removed this node.
@@ -161,6 +167,12 @@ pub(crate) struct Shared {
     pub(crate) founding: ArcSwapOption<String>,
     /// Told to stop: still serving, but nobody should send anything new.
     pub(crate) leaving: AtomicBool,
+    /// Told to stop, or unable to go on.
+    pub(crate) stop: CancellationToken,
+    /// See [`HELD_AT_START`].
+    pub(crate) started: Instant,
+    /// Notified when there may be a core that was not there before, or when there will be none.
+    pub(crate) changed: Notify,
     /// What all listeners together may have under way.
     pub(crate) limits: Limits,
 }
@@ -168,12 +180,30 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.phase.store(Arc::new(phase));
+        self.changed.notify_waiters();
     }
 
     pub(crate) fn running(&self) -> Option<Arc<Running>> {
         match &**self.phase.load() {
             Phase::Unsealed(running) => Some(Arc::clone(running)),
             Phase::Uninitialized { .. } | Phase::Sealed { .. } | Phase::Removed { .. } => None,
+        }
+    }
+
+    /// Whether there will be a core in a moment, without anybody's doing.
+    fn core_is_coming(&self) -> bool {
+        if self.stop.is_cancelled() {
+            return false;
+        }
+        let starting = self.started.elapsed() < HELD_AT_START;
+        match &**self.phase.load() {
+            Phase::Sealed { failed, .. } => {
+                starting && !failed && matches!(self.hsm.health(), Health::Connecting | Health::Ok)
+            }
+            Phase::Unsealed(running) => {
+                running.is_between() || (starting && running.trouble.load().is_none())
+            }
+            Phase::Uninitialized { .. } | Phase::Removed { .. } => false,
         }
     }
 
@@ -210,15 +240,21 @@ impl Node for NodePort {
     }
 
     async fn core_soon(&self, until: Instant) -> Option<Arc<Core>> {
+        let mut held = false;
         loop {
-            let running = self.0.running()?;
-            if let Some(core) = running.core() {
+            let changed = self.0.changed.notified();
+            if let Some(core) = self.core() {
                 return Some(core);
             }
-            if !running.is_between() || Instant::now() >= until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.0.core_is_coming() {
                 return None;
             }
-            tokio::time::sleep(LOOK).await;
+            if !std::mem::replace(&mut held, true) {
+                held_requests().increment(1);
+            }
+            // A time-out only means: look again. Not everything that is looked at tells when it changes.
+            let _ = tokio::time::timeout(left.min(LOOK), changed).await;
         }
     }
 
@@ -493,8 +529,24 @@ impl NodePort {
     }
 }
 
+/// Requests that waited for a core.
+fn held_requests() -> &'static Counter {
+    static HELD: LazyLock<Counter> = LazyLock::new(|| {
+        describe_counter!(
+            "strongroom.requests_held_total",
+            "Requests that waited for this node to unseal itself, or to open the keys of restored data"
+        );
+        counter!("strongroom.requests_held_total")
+    });
+    &HELD
+}
+
 /// Pause before looking again for a core.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A node that has just started, and is about to unseal itself, has requests wait so long after its start at most: a load
+/// balancer that has not noticed its absence sends it some. Whoever allows less time has given up by then.
+const HELD_AT_START: Duration = Duration::from_secs(15);
 
 fn sealed() -> SnapshotError {
     SnapshotError::Unavailable("Vault is sealed".to_owned())

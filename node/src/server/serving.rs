@@ -93,6 +93,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, running: Arc<Running>, keyring: Ke
                 core,
             })));
             running.between.store(false, Ordering::Release);
+            shared.changed.notify_waiters();
             tracing::info!("the node serves");
         }
         running.raft.state().restored(bundle.restores).await;

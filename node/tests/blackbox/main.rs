@@ -30,6 +30,7 @@ mod members;
 mod misconfigured;
 mod snapshot;
 mod snapshots;
+mod starting;
 mod strangers;
 mod upgrade;
 mod values;

@@ -1,0 +1,175 @@
+//! A node that has just started, while clients and a load balancer ask it already: what it will serve in a moment waits for that
+//! moment; what it cannot promise is refused at once.
+
+use std::{
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use strongroom_jepsen_tests::{
+    Client, Cluster, Response, chaos::Chaos, cluster::read, haproxy::Haproxy, openloop::OpenLoop,
+};
+
+use crate::{
+    BINARY,
+    limits::{figure, prometheus},
+};
+
+/// An answer that nothing was waited for.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// The node's own limit, counted from its start.
+const HELD: Duration = Duration::from_secs(15);
+
+/// A request that is under way, and how long it took.
+fn send(client: Client, path: &'static str) -> JoinHandle<(Response, Duration)> {
+    thread::spawn(move || {
+        let began = Instant::now();
+        let answer = client
+            .with_timeout(Duration::from_secs(30))
+            .put(path, &json!({"value": "held"}));
+        (answer, began.elapsed())
+    })
+}
+
+/// A cluster whose node 1 has an HSM that obeys, and is stopped.
+fn stopped() -> (Cluster, Chaos) {
+    let mut cluster = Cluster::initialized(3, BINARY);
+    cluster.mount_kv("kv", false);
+    let chaos = Chaos::make(cluster.dir());
+    cluster.configure(1, |config| {
+        chaos.configure(config);
+        let longer = ("STRONGROOM_HSM_CALL_DEADLINE", "1m");
+        config
+            .environment
+            .push((longer.0.to_owned(), longer.1.to_owned()));
+    });
+    assert!(cluster.terminate(1).success());
+    (cluster, chaos)
+}
+
+#[test]
+fn requests_wait_for_a_node_that_unseals_itself() {
+    let (mut cluster, chaos) = stopped();
+    let client = cluster.client(1);
+    // The log-in, and what opens the root key.
+    for function in ["C_Login", "C_Decrypt"] {
+        chaos.order(&format!("hang {function}"));
+        cluster.start_node(1);
+        let under_way = send(client.clone(), "kv/held");
+        thread::sleep(Duration::from_millis(500));
+        // What tells how the node is does not wait.
+        let began = Instant::now();
+        assert_eq!(cluster.health(1), 503, "{function}");
+        assert_eq!(cluster.seal_status(1)["sealed"], true);
+        let status = cluster.strongroom(1, &["status"]).expect(2);
+        assert!(status.stdout.contains("Sealed"), "{}", status.all());
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        thread::sleep(Duration::from_secs(1));
+        assert!(!under_way.is_finished(), "{function}: not held");
+
+        chaos.order("");
+        let (answer, took) = under_way.join().unwrap();
+        assert_eq!(answer.status, 204, "{function}: {}", answer.text());
+        println!("{function} hung: answered after {took:?}");
+        assert_eq!(read(&client, "kv/held").as_deref(), Some("held"));
+        let held = figure(&prometheus(&client), "strongroom_requests_held_total");
+        assert!(held >= 1.0, "{held}");
+        cluster.wait_all();
+        assert!(cluster.terminate(1).success());
+    }
+    cluster.assert_no_panics();
+}
+
+#[test]
+fn nobody_waits_for_a_node_that_cannot_say_when_it_will_serve() {
+    let (mut cluster, chaos) = stopped();
+    let refused_at_once = |cluster: &Cluster| {
+        let (answer, took) = send(cluster.client(1), "kv/refused").join().unwrap();
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert_eq!(answer.errors(), ["Vault is sealed"]);
+        assert!(took < AT_ONCE, "refused after {took:?}");
+    };
+    // An HSM that is away.
+    chaos.order("cut");
+    cluster.start_node(1);
+    let _ = cluster.wait_warning(1, "HSM");
+    refused_at_once(&cluster);
+    chaos.order("");
+    cluster.wait_unsealed(1);
+    assert!(cluster.terminate(1).success());
+
+    // One that has not answered by the time clients give up.
+    chaos.order("hang C_Login");
+    let started = Instant::now();
+    cluster.start_node(1);
+    let (answer, _) = send(cluster.client(1), "kv/refused").join().unwrap();
+    let waited = started.elapsed();
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    let around = HELD.saturating_sub(AT_ONCE)..HELD + 2 * AT_ONCE;
+    assert!(around.contains(&waited), "refused after {waited:?}");
+    refused_at_once(&cluster);
+
+    // A node that is stopped meanwhile lets go of what waits.
+    chaos.order("");
+    cluster.wait_unsealed(1);
+    assert!(cluster.terminate(1).success());
+    chaos.order("hang C_Login");
+    cluster.start_node(1);
+    let under_way = send(cluster.client(1), "kv/refused");
+    thread::sleep(Duration::from_millis(500));
+    let began = Instant::now();
+    assert!(cluster.terminate(1).success());
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "stopped after {:?}",
+        began.elapsed()
+    );
+    let (answer, _) = under_way.join().unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(read(&cluster.client(2), "kv/refused"), None);
+    cluster.assert_no_panics();
+}
+
+/// HAProxy does not notice that the node was away, and sends it requests.
+#[test]
+fn a_node_killed_and_started_at_once_costs_nobody_a_request() {
+    let mut cluster = Cluster::initialized(3, BINARY);
+    cluster.mount_kv("kv", false);
+    let mut haproxy = Haproxy::start(&cluster);
+    let clients: Vec<Client> = (0..16)
+        .map(|_| {
+            haproxy
+                .client(&cluster)
+                .with_timeout(Duration::from_secs(10))
+        })
+        .collect();
+    let load = OpenLoop::start(clients, "kv", Duration::from_millis(50));
+    thread::sleep(Duration::from_secs(1));
+    let mut held = 0.0;
+    for (round, node) in [1, 2, 3].into_iter().cycle().enumerate() {
+        // Each node once, and until HAProxy was too slow to notice.
+        if round >= 3 && held > 0.0 || round == 12 {
+            break;
+        }
+        cluster.kill9(node);
+        cluster.start_node(node);
+        cluster.wait_all();
+        held += figure(
+            &prometheus(&cluster.client(node)),
+            "strongroom_requests_held_total",
+        );
+        thread::sleep(Duration::from_secs(1));
+    }
+    let requests = load.stop();
+    let failed: Vec<_> = requests.iter().filter(|r| r.failed.is_some()).collect();
+    let slowest = requests.iter().map(|r| r.ended - r.due).max();
+    println!(
+        "{} requests, {held} held, slowest {slowest:?}",
+        requests.len()
+    );
+    assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
+    assert!(held > 0.0, "HAProxy sent a node that was not ready nothing");
+    assert!(haproxy.runs());
+    cluster.assert_no_panics();
+}
