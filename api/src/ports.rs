@@ -684,8 +684,8 @@ pub trait Node: Send + Sync + 'static {
     ) -> Result<http::Response<Bytes>, ForwardError>;
     /// This node's figures; `None`: the configuration turns this form off.
     fn metrics(&self, format: MetricsFormat) -> Option<String>;
-    /// As [`Node::core`], waiting while there will be one in a moment: the node has just started and unseals itself, or opens the
-    /// keys of restored data. `None` at once when nobody knows how long that takes.
+    /// As [`Node::core`], waiting, for as long as that is worth it, while there will be one in a moment: the node has just started and
+    /// unseals itself, or opens the keys of restored data.
     async fn core_soon(&self, until: Instant) -> Option<Arc<Core>>;
     /// The state as a snapshot file. The caller has made sure that this node's state is recent enough.
     async fn snapshot(&self) -> Result<Stream, SnapshotError>;

@@ -231,10 +231,15 @@ impl Server {
             let asked = snapshot::Asked { operation, path };
             return Box::pin(self.snapshot(asked, head, Stream::new(body))).await;
         }
-        let core = if sys::is_local(&path) {
-            self.node.core()
-        } else {
-            let mut core = self.node.core();
+        let mut memory = Vec::new();
+        // Before anything is waited for: of a client that goes away nothing is heard while its body has not been read, and what
+        // it has given up must not be carried out later.
+        let body = match operation {
+            Operation::Write | Operation::Patch => self.body(body, &mut memory).await?,
+            Operation::Read | Operation::List | Operation::Delete => Bytes::new(),
+        };
+        let mut core = self.node.core();
+        if !sys::is_local(&path) {
             if core.is_none() {
                 core = self.node.core_soon(hold(deadline)).await;
             }
@@ -246,13 +251,7 @@ impl Server {
                 });
             }
             request::check_headers(&head.headers)?;
-            core
-        };
-        let mut memory = Vec::new();
-        let body = match operation {
-            Operation::Write | Operation::Patch => self.body(body, &mut memory).await?,
-            Operation::Read | Operation::List | Operation::Delete => Bytes::new(),
-        };
+        }
         let fields = request::fields(&head.headers, &body)?;
         let id = self.request_id(core.as_deref(), &head, &body, operation)?;
         // Set once, here.

@@ -560,11 +560,14 @@ async fn unseal(
 ) -> Option<Keyring> {
     let mut pause = FIRST_PAUSE;
     let mut last_why = String::new();
-    shared.set_phase(Phase::Sealed {
-        config: bundle.config.clone(),
-        why: "waiting for the HSM".to_owned(),
-        failed: false,
-    });
+    // Why an earlier attempt has failed is told until this one is through.
+    if !matches!(&**shared.phase.load(), Phase::Sealed { failed: true, .. }) {
+        shared.set_phase(Phase::Sealed {
+            config: bundle.config.clone(),
+            why: "waiting for the HSM".to_owned(),
+            failed: false,
+        });
+    }
     loop {
         let attempt = async {
             shared.hsm.connected().await;

@@ -113,6 +113,7 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
         changed: Notify::new(),
         limits: limits(&config),
     });
+    node::held_requests();
     let intervals = tokio::spawn(crate::telemetry::run());
     let stop_clients = CancellationToken::new();
     let mut clients = JoinSet::new();

@@ -171,7 +171,7 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// See [`HELD_AT_START`].
     pub(crate) started: Instant,
-    /// Notified when there may be a core that was not there before, or when there will be none.
+    /// Notified when there may be a core that was not there before.
     pub(crate) changed: Notify,
     /// What all listeners together may have under way.
     pub(crate) limits: Limits,
@@ -195,13 +195,15 @@ impl Shared {
         if self.stop.is_cancelled() {
             return false;
         }
-        let starting = self.started.elapsed() < HELD_AT_START;
+        let age = self.started.elapsed();
         match &**self.phase.load() {
-            Phase::Sealed { failed, .. } => {
-                starting && !failed && matches!(self.hsm.health(), Health::Connecting | Health::Ok)
-            }
+            Phase::Sealed { failed, .. } => match self.hsm.health() {
+                Health::Connecting | Health::Ok if !failed => age < HELD_AT_START,
+                Health::Connecting | Health::Ok | Health::Down { .. } => age < HELD_IN_TROUBLE,
+                Health::PinRefused { .. } | Health::Misconfigured { .. } | Health::Stuck => false,
+            },
             Phase::Unsealed(running) => {
-                running.is_between() || (starting && running.trouble.load().is_none())
+                running.is_between() || (age < HELD_AT_START && running.trouble.load().is_none())
             }
             Phase::Uninitialized { .. } | Phase::Removed { .. } => false,
         }
@@ -253,8 +255,12 @@ impl Node for NodePort {
             if !std::mem::replace(&mut held, true) {
                 held_requests().increment(1);
             }
-            // A time-out only means: look again. Not everything that is looked at tells when it changes.
-            let _ = tokio::time::timeout(left.min(LOOK), changed).await;
+            tokio::select! {
+                () = changed => {}
+                () = self.0.stop.cancelled() => {}
+                // Not everything that is looked at tells when it changes.
+                () = tokio::time::sleep(left.min(LOOK)) => {}
+            }
         }
     }
 
@@ -529,24 +535,27 @@ impl NodePort {
     }
 }
 
-/// Requests that waited for a core.
-fn held_requests() -> &'static Counter {
+/// Requests that waited for a core. To be there from the start on, or the first ones would not show as a rise.
+pub(crate) fn held_requests() -> &'static Counter {
     static HELD: LazyLock<Counter> = LazyLock::new(|| {
         describe_counter!(
             "strongroom.requests_held_total",
-            "Requests that waited for this node to unseal itself, or to open the keys of restored data"
+            "Requests that waited for this node to serve, after its start or after a restore"
         );
         counter!("strongroom.requests_held_total")
     });
     &HELD
 }
 
-/// Pause before looking again for a core.
-const LOOK: Duration = Duration::from_millis(20);
+/// Longest pause before looking again for a core.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// A node that has just started, and is about to unseal itself, has requests wait so long after its start at most: a load
-/// balancer that has not noticed its absence sends it some. Whoever allows less time has given up by then.
+/// A node that has just started, and is about to serve, has requests wait so long after its start at most: a load balancer that
+/// has not noticed its absence sends it some. Whoever allows less time has given up by then.
 const HELD_AT_START: Duration = Duration::from_secs(15);
+/// The same while something has gone wrong that may pass in a moment: an HSM that still counts the sessions of the process
+/// before, for one.
+const HELD_IN_TROUBLE: Duration = Duration::from_secs(3);
 
 fn sealed() -> SnapshotError {
     SnapshotError::Unavailable("Vault is sealed".to_owned())

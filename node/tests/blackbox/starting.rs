@@ -2,6 +2,7 @@
 //! moment; what it cannot promise is refused at once.
 
 use std::{
+    net::TcpListener,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -18,8 +19,9 @@ use crate::{
 
 /// An answer that nothing was waited for.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// The node's own limit, counted from its start.
+/// The node's own limits, counted from its start: when all is well, and when something has gone wrong.
 const HELD: Duration = Duration::from_secs(15);
+const HELD_IN_TROUBLE: Duration = Duration::from_secs(3);
 
 /// A request that is under way, and how long it took.
 fn send(client: Client, path: &'static str) -> JoinHandle<(Response, Duration)> {
@@ -52,7 +54,6 @@ fn stopped() -> (Cluster, Chaos) {
 fn requests_wait_for_a_node_that_unseals_itself() {
     let (mut cluster, chaos) = stopped();
     let client = cluster.client(1);
-    // The log-in, and what opens the root key.
     for function in ["C_Login", "C_Decrypt"] {
         chaos.order(&format!("hang {function}"));
         cluster.start_node(1);
@@ -65,7 +66,10 @@ fn requests_wait_for_a_node_that_unseals_itself() {
         let status = cluster.strongroom(1, &["status"]).expect(2);
         assert!(status.stdout.contains("Sealed"), "{}", status.all());
         assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-        thread::sleep(Duration::from_secs(1));
+        // A client that does not wait for so long; what it wanted is not done later.
+        let impatient = client.clone().with_timeout(Duration::from_secs(1));
+        let gave_up = impatient.request("PUT", "/v1/kv/given-up", Some(&json!({"value": "late"})));
+        assert!(gave_up.is_err(), "{gave_up:?}");
         assert!(!under_way.is_finished(), "{function}: not held");
 
         chaos.order("");
@@ -73,6 +77,7 @@ fn requests_wait_for_a_node_that_unseals_itself() {
         assert_eq!(answer.status, 204, "{function}: {}", answer.text());
         println!("{function} hung: answered after {took:?}");
         assert_eq!(read(&client, "kv/held").as_deref(), Some("held"));
+        assert_eq!(read(&client, "kv/given-up"), None);
         let held = figure(&prometheus(&client), "strongroom_requests_held_total");
         assert!(held >= 1.0, "{held}");
         cluster.wait_all();
@@ -82,38 +87,61 @@ fn requests_wait_for_a_node_that_unseals_itself() {
 }
 
 #[test]
-fn nobody_waits_for_a_node_that_cannot_say_when_it_will_serve() {
+fn nobody_waits_for_long_for_a_node_that_cannot_say_when_it_will_serve() {
     let (mut cluster, chaos) = stopped();
-    let refused_at_once = |cluster: &Cluster| {
-        let (answer, took) = send(cluster.client(1), "kv/refused").join().unwrap();
+    let begin = |cluster: &mut Cluster| {
+        let started = Instant::now();
+        cluster.start_node(1);
+        started
+    };
+    let refused = |cluster: &Cluster, started: Instant, limit: Duration| {
+        let answer = send(cluster.client(1), "kv/refused").join().unwrap().0;
+        let waited = started.elapsed();
         assert_eq!(answer.status, 503, "{}", answer.text());
         assert_eq!(answer.errors(), ["Vault is sealed"]);
+        let around = limit.saturating_sub(AT_ONCE)..limit + 2 * AT_ONCE;
+        assert!(around.contains(&waited), "refused after {waited:?}");
+        let (answer, took) = send(cluster.client(1), "kv/refused").join().unwrap();
+        assert_eq!(answer.status, 503, "{}", answer.text());
         assert!(took < AT_ONCE, "refused after {took:?}");
     };
-    // An HSM that is away.
+    // An HSM that is away for a moment.
     chaos.order("cut");
-    cluster.start_node(1);
-    let _ = cluster.wait_warning(1, "HSM");
-    refused_at_once(&cluster);
+    begin(&mut cluster);
+    let under_way = send(cluster.client(1), "kv/held");
+    let _ = cluster.wait_warning(1, "HSM: not available");
+    chaos.order("");
+    let (answer, _) = under_way.join().unwrap();
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    assert!(cluster.terminate(1).success());
+
+    // For longer.
+    chaos.order("cut");
+    let started = begin(&mut cluster);
+    refused(&cluster, started, HELD_IN_TROUBLE);
+    let _ = cluster.wait_warning(1, "HSM: not available");
     chaos.order("");
     cluster.wait_unsealed(1);
     assert!(cluster.terminate(1).success());
 
     // One that has not answered by the time clients give up.
     chaos.order("hang C_Login");
-    let started = Instant::now();
-    cluster.start_node(1);
-    let (answer, _) = send(cluster.client(1), "kv/refused").join().unwrap();
-    let waited = started.elapsed();
-    assert_eq!(answer.status, 503, "{}", answer.text());
-    let around = HELD.saturating_sub(AT_ONCE)..HELD + 2 * AT_ONCE;
-    assert!(around.contains(&waited), "refused after {waited:?}");
-    refused_at_once(&cluster);
-
-    // A node that is stopped meanwhile lets go of what waits.
+    let started = begin(&mut cluster);
+    refused(&cluster, started, HELD);
     chaos.order("");
     cluster.wait_unsealed(1);
     assert!(cluster.terminate(1).success());
+
+    // A fault of the node's own.
+    let in_its_place = TcpListener::bind(cluster.cluster_socket(1)).unwrap();
+    let started = begin(&mut cluster);
+    let _ = cluster.wait_warning(1, "cluster address");
+    refused(&cluster, started, HELD_IN_TROUBLE);
+    drop(in_its_place);
+    cluster.wait_unsealed(1);
+    assert!(cluster.terminate(1).success());
+
+    // A node that is stopped meanwhile lets go of what waits.
     chaos.order("hang C_Login");
     cluster.start_node(1);
     let under_way = send(cluster.client(1), "kv/refused");
