@@ -62,6 +62,8 @@ pub(crate) const META_COMMITTED: &[u8] = b"committed";
 pub(crate) const META_BATCHES: &[u8] = b"batches";
 /// Log: truncations ever made by versions that count them, u64 BE.
 pub(crate) const META_TRUNCATIONS: &[u8] = b"truncations";
+/// Log: which truncations have a row of their own (`log/truncations.rs`).
+pub(crate) const META_TRUNCATED: &[u8] = b"truncated";
 /// Log: what its bookkeeping is after a batch (`log/trailer.rs`); in every batch.
 pub(crate) const META_TRAILER: &[u8] = b"trailer";
 /// Log: every entry up to this index is in table files, or purged; the start-up scan begins there. u64 BE.
@@ -90,6 +92,14 @@ const REQUEST_AT: u8 = b'i';
 /// Log CF: the record of entry `index`.
 pub(crate) fn log(index: u64) -> [u8; 8] {
     index.to_be_bytes()
+}
+
+/// Log meta CF: a truncation, by number. Sorts behind all others.
+pub(crate) fn truncation(number: u64) -> [u8; 18] {
+    let mut key = *b"truncation\0\0\0\0\0\0\0\0";
+    let (_, rest) = key.split_at_mut(10);
+    rest.copy_from_slice(&number.to_be_bytes());
+    key
 }
 
 /// State meta CF: outcome of the command with this request id. Only in states that an early version has written.

@@ -22,6 +22,7 @@ mod sizes;
 mod storage;
 mod tables;
 mod trailer;
+mod truncations;
 mod witness;
 
 use std::{
@@ -43,6 +44,7 @@ use self::{
     recover::Recovered,
     sizes::Sizes,
     trailer::{Summary, Trailer},
+    truncations::Truncations,
     witness::Witness,
 };
 use crate::{
@@ -92,8 +94,10 @@ struct Writer {
     batches: u64,
     /// Every entry up to here is in table files; the next start reads this one and what is behind it.
     scanned: u64,
-    /// Bytes appended since the last move to table files began.
-    unmoved: u64,
+    truncations: Truncations,
+    /// Bytes appended in this run, and how many of them are in table files.
+    appended: u64,
+    moved: u64,
     tail: Tail,
     sizes: Sizes,
     /// Bytes purged and possibly still on the disk.
@@ -459,7 +463,7 @@ impl LogStore {
         for entry in entries {
             let bytes = u64::try_from(cost(&entry)).unwrap_or(u64::MAX);
             writer.sizes.append(entry.log_id.index, bytes);
-            writer.unmoved += bytes;
+            writer.appended += bytes;
             writer.tail.push(entry);
         }
         writer.settle(durable);
@@ -516,6 +520,7 @@ impl LogStore {
         let behind = |last: &LogId| then.purged.is_none_or(|purged| last.index > purged.index);
         then.last = last.filter(behind).or(then.purged);
         then.truncations += 1;
+        let mut truncations = writer.truncations;
         writer.write(
             &self.0.flusher,
             None,
@@ -529,9 +534,11 @@ impl LogStore {
                 // Entries written from here on are in no table file.
                 batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
                 batch.put_cf(meta, META_TRUNCATIONS, then.truncations.to_be_bytes());
+                truncations.add(then.truncations, meta, batch);
             },
         )?;
         writer.scanned = scanned;
+        writer.truncations = truncations;
         writer.tail.truncate_after(next);
         writer.sizes.truncate_after(next.saturating_sub(1));
         let kept = next.checked_sub(1);
@@ -682,7 +689,9 @@ impl Writer {
             first,
             batches: found.batches,
             scanned: 0,
-            unmoved: 0,
+            truncations: found.truncations,
+            appended: 0,
+            moved: 0,
             tail: Tail::default(),
             sizes,
             purged_bytes: 0,
@@ -691,7 +700,8 @@ impl Writer {
         }
     }
 
-    /// First change of a run: claims a new database, and marks how far the start-up scan went.
+    /// First change of a run: claims a new database, and marks how far the start-up scan went: what RocksDB has read from write-ahead
+    /// logs is in table files by then. Purged entries whose removal was lost behind that of later ones go too.
     fn begin(&mut self, claimed: bool, identity: &Identity) -> io::Result<Trailer> {
         let scanned = self.now.last.map_or(0, |id| id.index);
         let first = Trailer::new(self.batches + 1, &self.now);
@@ -702,6 +712,11 @@ impl Writer {
             batch.put_cf(meta, META_FORMAT, value);
         }
         batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
+        self.truncations
+            .forget(self.now.truncations, meta, &mut batch);
+        if self.first > 0 {
+            batch.delete_range_cf(cf(&db, CF_LOG)?, keys::log(0), keys::log(self.first));
+        }
         write_batch(&db, batch, &first)
             .map_err(|why| io::Error::other(format!("writing the Raft log failed: {why}")))?;
         self.batches = first.number;

@@ -6,6 +6,7 @@
 //! - Entries are contiguous from `purged + 1` or the mark (`tables`), whole, and their leaders never go backwards.
 //! - The vote is not older than the last entry: a node votes for a leader before it takes entries from it.
 //! - Last entry, purge, truncations and vote are those that the last batch speaks of (`trailer`).
+//! - Every truncation that is not in table files is there (`truncations`).
 //! - No fewer write batches than the witness saw synced.
 
 use std::{io, path::Path};
@@ -16,6 +17,7 @@ use rocksdb::{DB, Direction, IteratorMode};
 use super::{
     record,
     trailer::{Summary, Trailer},
+    truncations::Truncations,
     witness::Testimony,
 };
 use crate::{
@@ -35,6 +37,7 @@ pub(super) struct Recovered {
     pub(super) summary: Summary,
     /// Write batches ever written.
     pub(super) batches: u64,
+    pub(super) truncations: Truncations,
 }
 
 /// Reads and checks the log.
@@ -113,7 +116,11 @@ fn scan(db: &DB) -> io::Result<Recovered> {
     if let Some(trailer) = Trailer::read(db, batches)? {
         trailer.check(&summary)?;
     }
-    Ok(Recovered { summary, batches })
+    Ok(Recovered {
+        summary,
+        batches,
+        truncations: Truncations::recover(db, summary.truncations)?,
+    })
 }
 
 fn read_meta(db: &DB, key: &[u8]) -> io::Result<Option<Vec<u8>>> {

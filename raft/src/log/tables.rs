@@ -34,7 +34,7 @@ const RECLAIM_BYTES: u64 = 8 << 20;
 /// What the log held when a move to table files began.
 struct Moving {
     last: u64,
-    bytes: u64,
+    appended: u64,
     truncations: u64,
 }
 
@@ -43,7 +43,7 @@ impl Moving {
     fn begin(writer: &Writer) -> Self {
         Self {
             last: writer.now.last.map_or(0, |id| id.index),
-            bytes: writer.unmoved,
+            appended: writer.appended,
             truncations: writer.now.truncations,
         }
     }
@@ -60,7 +60,10 @@ impl LogStore {
     pub(crate) async fn keep_moving_to_tables(self) {
         loop {
             sleep(TICK).await;
-            let is_much = lock(&self.0.writer).unmoved >= MOVE_BYTES;
+            let is_much = {
+                let writer = lock(&self.0.writer);
+                writer.appended - writer.moved >= MOVE_BYTES
+            };
             if is_much && let Err(error) = self.move_to_tables().await {
                 tracing::warn!(%error, "the Raft log was not moved to table files");
                 sleep(RETRY).await;
@@ -83,13 +86,15 @@ impl LogStore {
             .map_err(io::Error::other)??;
         fail::point("move-moved");
         let mut writer = self.writer()?;
-        writer.unmoved = writer.unmoved.saturating_sub(moving.bytes);
+        writer.moved = writer.moved.max(moving.appended);
         if let Some(mark) = moving.mark(&writer) {
-            let then = writer.now;
+            let (then, mut truncations) = (writer.now, writer.truncations);
             writer.write(&self.0.flusher, None, then, |families, batch| {
                 batch.put_cf(families.meta, META_SCANNED, mark.to_be_bytes());
+                truncations.forget(moving.truncations, families.meta, batch);
             })?;
             writer.scanned = mark;
+            writer.truncations = truncations;
         }
         drop(writer);
         fail::point("move-marked");
@@ -99,10 +104,11 @@ impl LogStore {
     /// Like [`LogStore::move_to_tables`], when the flusher has ended and everything is synced. Blocks.
     pub(super) fn move_at_close(&self, db: &DB) -> io::Result<()> {
         // Nobody writes any more, but others may want to know something.
-        let (mark, after) = {
+        let (mark, after, moving, mut truncations) = {
             let writer = lock(&self.0.writer);
-            let mark = Moving::begin(&writer).mark(&writer);
-            (mark, Trailer::new(writer.batches + 1, &writer.now))
+            let moving = Moving::begin(&writer);
+            let after = Trailer::new(writer.batches + 1, &writer.now);
+            (moving.mark(&writer), after, moving, writer.truncations)
         };
         let Some(mark) = mark else {
             return Ok(());
@@ -112,8 +118,9 @@ impl LogStore {
         }
         flush(db)?;
         fail::point("close-moved");
-        let mut batch = WriteBatch::default();
-        batch.put_cf(cf(db, CF_META)?, META_SCANNED, mark.to_be_bytes());
+        let (meta, mut batch) = (cf(db, CF_META)?, WriteBatch::default());
+        batch.put_cf(meta, META_SCANNED, mark.to_be_bytes());
+        truncations.forget(moving.truncations, meta, &mut batch);
         write_batch(db, batch, &after).map_err(io::Error::other)?;
         fail::point("close-marked");
         db.flush_wal(true).map_err(io::Error::other)
@@ -124,7 +131,7 @@ impl LogStore {
     /// # Errors
     /// When the disk fails. The entries are purged all the same.
     pub(crate) async fn reclaim(&self) -> io::Result<()> {
-        let upto = {
+        let (upto, bytes) = {
             let mut writer = lock(&self.0.writer);
             let Some(upto) = writer
                 .now
@@ -133,12 +140,14 @@ impl LogStore {
             else {
                 return Ok(());
             };
-            writer.purged_bytes = 0;
-            upto.index
+            (upto.index, std::mem::take(&mut writer.purged_bytes))
         };
         // Files go at once, records of the write-ahead log only with a sync: without this a crash could leave a log that
         // claims to begin where there is nothing any more.
-        self.move_to_tables().await?;
+        if let Err(error) = self.move_to_tables().await {
+            lock(&self.0.writer).purged_bytes += bytes;
+            return Err(error);
+        }
         fail::point("purge-synced");
         let db = lock(&self.0.writer).db()?;
         tokio::task::spawn_blocking(move || reclaim(&db, upto))

@@ -432,6 +432,54 @@ async fn a_lost_truncation_or_purge_is_refused() {
     }
 }
 
+/// A lost truncation leaves entries that were replaced: the next one, which cuts less, must not hide that.
+#[tokio::test]
+async fn a_lost_truncation_does_not_hide_behind_a_smaller_one() {
+    for damage in [true, false] {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut log = open(dir.path()).unwrap();
+        RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+        log.blocking_append((0..40).map(entry)).await.unwrap();
+        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 9)))
+            .await
+            .unwrap();
+        log.barrier().await.unwrap();
+        // The last record of this write-ahead log is the truncation. The next log begins with what replaces some of the entries.
+        let db = lock(&log.0.writer).db().unwrap();
+        let first = wal(dir.path()).file_name().unwrap().to_owned();
+        db.flush_cf(cf(&db, CF_LOG).unwrap()).unwrap();
+        drop(db);
+        log.blocking_append((10..40).map(entry)).await.unwrap();
+        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 37)))
+            .await
+            .unwrap();
+        log.blocking_append((38..40).map(entry)).await.unwrap();
+        log.barrier().await.unwrap();
+        copy_dir(dir.path(), copy.path());
+        log.close();
+        if damage {
+            let first = copy.path().join(first);
+            let mut bytes = fs::read(&first).unwrap();
+            let last = *crate::records::tests::places(&bytes).last().unwrap();
+            bytes[last..].fill(0);
+            fs::write(first, bytes).unwrap();
+        }
+        match open(copy.path()) {
+            Ok(log) => {
+                assert!(!damage, "a lost truncation was not missed");
+                log.close();
+            }
+            Err(error) => {
+                let why = error.to_string();
+                assert!(
+                    damage && why.contains("truncation 1 of 2 is missing"),
+                    "{why}"
+                );
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_a_version_without_trailers_has_written_is_taken() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,8 +6,8 @@
 //! was, so what the damaged one held cannot have been
 //! - an entry behind the last that is left (a hole before that shows by itself),
 //! - the last vote, the last purge (earlier ones do not matter any more),
-//! - the last truncation, and so no entry that replaced another: what is overwritten is truncated first. A truncation that a later one
-//!   has followed, which cut less, is not missed.
+//! - the last truncation (`truncations` sees to the others), and so no entry that replaced another: what is overwritten is truncated
+//!   first.
 //!
 //! Layout: row `batches`, `number u64 BE`; row `trailer`, `number u64 BE | next u64 BE | purged u64 BE | truncations u64 BE |
 //! voted u8 | vote`, the vote as in its own row and empty if there is none. An earlier version writes only the first: if that is
