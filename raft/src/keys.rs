@@ -94,7 +94,7 @@ pub(crate) fn log(index: u64) -> [u8; 8] {
     index.to_be_bytes()
 }
 
-/// Log meta CF: a truncation, by number. Sorts behind all others.
+/// Log meta CF: a truncation, by number.
 pub(crate) fn truncation(number: u64) -> [u8; 18] {
     let mut key = *b"truncation\0\0\0\0\0\0\0\0";
     let (_, rest) = key.split_at_mut(10);

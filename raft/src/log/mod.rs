@@ -713,9 +713,10 @@ impl Writer {
         }
         batch.put_cf(meta, META_SCANNED, scanned.to_be_bytes());
         self.truncations
-            .forget(self.now.truncations, meta, &mut batch);
-        if self.first > 0 {
-            batch.delete_range_cf(cf(&db, CF_LOG)?, keys::log(0), keys::log(self.first));
+            .begin(&db, self.now.truncations, &mut batch)?;
+        let log = cf(&db, CF_LOG)?;
+        if let Some(purged) = first_before(&db, log, keys::log(self.first))? {
+            batch.delete_range_cf(log, &purged[..], &keys::log(self.first)[..]);
         }
         write_batch(&db, batch, &first)
             .map_err(|why| io::Error::other(format!("writing the Raft log failed: {why}")))?;
@@ -723,6 +724,15 @@ impl Writer {
         self.scanned = scanned;
         Ok(first)
     }
+}
+
+/// The first key of `log` before `end`.
+fn first_before(db: &DB, log: &ColumnFamily, end: [u8; 8]) -> io::Result<Option<Box<[u8]>>> {
+    let mut before = rocks::once();
+    before.set_iterate_upper_bound(end);
+    let mut found = db.iterator_cf_opt(log, before, IteratorMode::Start);
+    let first = found.next().transpose().map_err(io::Error::other)?;
+    Ok(first.map(|(key, _)| key))
 }
 
 fn read_from_disk(db: &DB, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {

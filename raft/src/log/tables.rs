@@ -131,7 +131,7 @@ impl LogStore {
     /// # Errors
     /// When the disk fails. The entries are purged all the same.
     pub(crate) async fn reclaim(&self) -> io::Result<()> {
-        let (upto, bytes) = {
+        let upto = {
             let mut writer = lock(&self.0.writer);
             let Some(upto) = writer
                 .now
@@ -140,14 +140,12 @@ impl LogStore {
             else {
                 return Ok(());
             };
-            (upto.index, std::mem::take(&mut writer.purged_bytes))
+            writer.purged_bytes = 0;
+            upto.index
         };
         // Files go at once, records of the write-ahead log only with a sync: without this a crash could leave a log that
         // claims to begin where there is nothing any more.
-        if let Err(error) = self.move_to_tables().await {
-            lock(&self.0.writer).purged_bytes += bytes;
-            return Err(error);
-        }
+        self.move_to_tables().await?;
         fail::point("purge-synced");
         let db = lock(&self.0.writer).db()?;
         tokio::task::spawn_blocking(move || reclaim(&db, upto))

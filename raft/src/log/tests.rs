@@ -432,41 +432,50 @@ async fn a_lost_truncation_or_purge_is_refused() {
     }
 }
 
-/// A lost truncation leaves entries that were replaced: the next one, which cuts less, must not hide that.
+/// What was replaced must not come back because the truncation and what replaced it are lost, and a later truncation cut less.
 #[tokio::test]
 async fn a_lost_truncation_does_not_hide_behind_a_smaller_one() {
     for damage in [true, false] {
         let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut log = open(dir.path()).unwrap();
-        RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+        let mut newer = vote();
+        newer.leader_id.term += 1;
+        RaftLogStorage::save_vote(&mut log, &newer).await.unwrap();
         log.blocking_append((0..40).map(entry)).await.unwrap();
+        log.move_to_tables().await.unwrap();
+        let newer = |index| entry_of(TERM + 1, index);
         RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 9)))
             .await
             .unwrap();
-        log.barrier().await.unwrap();
-        // The last record of this write-ahead log is the truncation. The next log begins with what replaces some of the entries.
+        log.blocking_append((10..30).map(newer)).await.unwrap();
+        // Another write-ahead log begins, and nothing of this one is in table files.
         let db = lock(&log.0.writer).db().unwrap();
-        let first = wal(dir.path()).file_name().unwrap().to_owned();
-        db.flush_cf(cf(&db, CF_LOG).unwrap()).unwrap();
+        let lost = wal(dir.path()).file_name().unwrap().to_owned();
+        db.put(b"any", b"thing").unwrap();
+        db.flush().unwrap();
         drop(db);
-        log.blocking_append((10..40).map(entry)).await.unwrap();
-        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 37)))
+        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM + 1, 1, 25)))
             .await
             .unwrap();
-        log.blocking_append((38..40).map(entry)).await.unwrap();
+        log.blocking_append((26..40).map(newer)).await.unwrap();
         log.barrier().await.unwrap();
         copy_dir(dir.path(), copy.path());
         log.close();
         if damage {
-            let first = copy.path().join(first);
-            let mut bytes = fs::read(&first).unwrap();
-            let last = *crate::records::tests::places(&bytes).last().unwrap();
-            bytes[last..].fill(0);
-            fs::write(first, bytes).unwrap();
+            let lost = copy.path().join(lost);
+            let length = fs::metadata(&lost).unwrap().len();
+            fs::write(lost, vec![0; length.try_into().unwrap()]).unwrap();
         }
         match open(copy.path()) {
             Ok(log) => {
-                assert!(!damage, "a lost truncation was not missed");
+                let entries = log.read(0, 40, usize::MAX).await.unwrap();
+                let replaced = entries.iter().filter(|e| e.log_id.leader_id.term > TERM);
+                let replaced = replaced.count();
+                assert!(
+                    !damage && replaced == 30,
+                    "{damage}: {replaced} of {}",
+                    entries.len()
+                );
                 log.close();
             }
             Err(error) => {
@@ -478,6 +487,69 @@ async fn a_lost_truncation_does_not_hide_behind_a_smaller_one() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_truncation_has_a_row_until_it_is_in_table_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    RaftLogStorage::save_vote(&mut log, &vote()).await.unwrap();
+    let rows = |log: &LogStore| {
+        let writer = lock(&log.0.writer);
+        let found = Truncations::recover(&writer.db().unwrap(), writer.now.truncations);
+        assert_eq!(found.unwrap(), writer.truncations);
+        let meta = writer.db().unwrap();
+        let there = |number: &u64| {
+            let key = keys::truncation(*number);
+            meta.get_cf(cf(&meta, CF_META).unwrap(), key)
+                .unwrap()
+                .is_some()
+        };
+        (1..9).filter(there).collect::<Vec<_>>()
+    };
+    for index in [20, 15, 10] {
+        log.blocking_append((index..30).map(entry)).await.unwrap();
+        RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, index)))
+            .await
+            .unwrap();
+        log.barrier().await.unwrap();
+    }
+    assert_eq!(rows(&log), [1, 2, 3]);
+    // Nothing is marked: nothing was appended since.
+    log.blocking_append((11..30).map(entry)).await.unwrap();
+    log.move_to_tables().await.unwrap();
+    log.barrier().await.unwrap();
+    assert_eq!(rows(&log), [0; 0]);
+    RaftLogStorage::truncate_after(&mut log, Some(log_id(TERM, 1, 25)))
+        .await
+        .unwrap();
+    log.barrier().await.unwrap();
+    assert_eq!(rows(&log), [4]);
+    log.close();
+    let log = open(dir.path()).unwrap();
+    assert_eq!(rows(&log), [0; 0]);
+    log.close();
+}
+
+#[tokio::test]
+async fn what_a_lost_purge_has_left_goes_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 10).await;
+    let log = open(dir.path()).unwrap();
+    log.purge(log_id(TERM, 1, 6)).unwrap();
+    log.close();
+    let db = rocks::open(Kind::Log, dir.path()).unwrap();
+    db.put_cf(cf(&db, CF_LOG).unwrap(), keys::log(3), b"left")
+        .unwrap();
+    drop(db);
+    let log = open(dir.path()).unwrap();
+    let db = lock(&log.0.writer).db().unwrap();
+    let first = db
+        .iterator_cf(cf(&db, CF_LOG).unwrap(), IteratorMode::Start)
+        .next();
+    assert_eq!(&*first.unwrap().unwrap().0, keys::log(7));
+    drop(db);
+    log.close();
 }
 
 #[tokio::test]

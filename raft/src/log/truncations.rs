@@ -44,6 +44,22 @@ impl Truncations {
         self.put(meta, batch);
     }
 
+    /// All `count` of them are in table files: deletes every row there is, also what other versions have left.
+    pub(super) fn begin(&mut self, db: &DB, count: u64, batch: &mut WriteBatch) -> io::Result<()> {
+        let meta = cf(db, CF_META)?;
+        let start = keys::truncation(0);
+        for row in db.iterator_cf(meta, IteratorMode::From(&start, Direction::Forward)) {
+            let (key, _) = row.map_err(io::Error::other)?;
+            if key.len() != start.len() || !key.starts_with(b"truncation") {
+                break;
+            }
+            batch.delete_cf(meta, key);
+        }
+        (self.from, self.upto) = (count, count);
+        self.put(meta, batch);
+        Ok(())
+    }
+
     fn put(self, meta: &ColumnFamily, batch: &mut WriteBatch) {
         let row = [self.from, self.upto].map(u64::to_be_bytes).concat();
         batch.put_cf(meta, META_TRUNCATED, row);
@@ -130,18 +146,35 @@ mod tests {
         assert_eq!(Truncations::recover(&db, 11).unwrap(), others);
         assert!(Truncations::recover(&db, 8).is_err());
 
-        let (meta, mut batch) = (cf(&db, CF_META).unwrap(), WriteBatch::default());
-        rows.forget(9, meta, &mut batch);
+        let meta = cf(&db, CF_META).unwrap();
+        let left = || {
+            let there = |number: &u64| {
+                let row = db.get_cf(meta, keys::truncation(*number));
+                row.unwrap().is_some()
+            };
+            (0..20).filter(there).collect::<Vec<_>>()
+        };
+        let mut batch = WriteBatch::default();
+        rows.forget(7, meta, &mut batch);
+        let others = [&b"truncations"[..], b"vote"];
+        others.iter().for_each(|key| batch.put_cf(meta, key, b""));
         db.write(batch).unwrap();
         assert_eq!(
             Truncations::recover(&db, 9).unwrap(),
-            Truncations { from: 9, upto: 9 }
+            Truncations { from: 7, upto: 9 }
         );
-        let mut rest = db.iterator_cf(
-            meta,
-            IteratorMode::From(&keys::truncation(0), Direction::Forward),
+        assert_eq!(left(), [8, 9]);
+        let mut batch = WriteBatch::default();
+        rows.begin(&db, 12, &mut batch).unwrap();
+        db.write(batch).unwrap();
+        assert_eq!(
+            Truncations::recover(&db, 12).unwrap(),
+            Truncations { from: 12, upto: 12 }
         );
-        assert!(rest.next().is_none());
+        assert_eq!(left(), [0; 0]);
+        for key in others {
+            assert!(db.get_cf(meta, key).unwrap().is_some());
+        }
     }
 
     #[test]
