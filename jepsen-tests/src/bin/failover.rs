@@ -1,5 +1,6 @@
 //! What clients behind HAProxy see while nodes die and leave: an open-loop load of 80 requests a second, half of them
-//! writes, clients that allow 10 s; the leader killed, followers killed, every node stopped in turn.
+//! writes, clients that allow 10 s; the leader killed, followers killed, every node stopped in turn, every node killed and started at
+//! once, before HAProxy notices.
 //!
 //! `failover [--kills N]`: N kills of the leader, 10 if not said. `--fault hang`: the leader stands still (SIGSTOP) instead;
 //! `--fault vanish`: it is cut off from everybody without a word, as by a pulled cable; that needs root, iproute2 and
@@ -39,6 +40,7 @@ enum Event {
     KillLeader,
     KillFollower,
     Terminate(usize),
+    KillAndStart(usize),
     Hang,
     Vanish,
 }
@@ -55,6 +57,7 @@ fn schedule(times: usize) -> Vec<Event> {
             return std::iter::repeat_n(Event::KillLeader, times)
                 .chain(std::iter::repeat_n(Event::KillFollower, times.div_ceil(3)))
                 .chain((1..=3).map(Event::Terminate))
+                .chain((1..=3).map(Event::KillAndStart))
                 .collect();
         }
         Some("hang") => Event::Hang,
@@ -93,11 +96,11 @@ fn failover(times: usize) -> ExitCode {
         let node = match event {
             Event::KillLeader | Event::Hang | Event::Vanish => leader,
             Event::KillFollower => leader % 3 + 1,
-            Event::Terminate(node) => node,
+            Event::Terminate(node) | Event::KillAndStart(node) => node,
         };
         let at = Instant::now();
         match event {
-            Event::KillLeader | Event::KillFollower => cluster.kill9(node),
+            Event::KillLeader | Event::KillFollower | Event::KillAndStart(_) => cluster.kill9(node),
             Event::Hang => cluster.pause(node),
             Event::Vanish => cluster.network().unplug(node),
             Event::Terminate(_) => {
@@ -110,11 +113,15 @@ fn failover(times: usize) -> ExitCode {
         thread::sleep(Duration::from_millis(match event {
             Event::Hang | Event::Vanish => 5000,
             Event::KillLeader | Event::KillFollower | Event::Terminate(_) => 2500,
+            Event::KillAndStart(_) => 0,
         }));
         match event {
             Event::Hang => cluster.resume(node),
             Event::Vanish => cluster.network().plug_in(node),
-            Event::KillLeader | Event::KillFollower | Event::Terminate(_) => {
+            Event::KillLeader
+            | Event::KillFollower
+            | Event::Terminate(_)
+            | Event::KillAndStart(_) => {
                 cluster.start_node(node);
             }
         }
@@ -123,7 +130,11 @@ fn failover(times: usize) -> ExitCode {
         // It must not meet the next fault.
         thread::sleep(Duration::from_millis(match event {
             Event::Vanish => 6000,
-            Event::KillLeader | Event::KillFollower | Event::Terminate(_) | Event::Hang => 1500,
+            Event::KillLeader
+            | Event::KillFollower
+            | Event::Terminate(_)
+            | Event::KillAndStart(_)
+            | Event::Hang => 1500,
         }));
     }
     let requests = load.stop();
@@ -150,6 +161,7 @@ fn report(requests: &[Request], events: &[(Event, Instant, bool)]) -> ExitCode {
         ("SIGTERM of a follower", 3),
         ("a leader that hangs", 4),
         ("a leader that vanishes", 5),
+        ("kill -9 and start at once", 6),
     ] {
         let mut gaps: Vec<Duration> = Vec::new();
         let (mut slowest, mut failed, mut count) = (Duration::ZERO, 0, 0);
@@ -161,6 +173,7 @@ fn report(requests: &[Request], events: &[(Event, Instant, bool)]) -> ExitCode {
                 (Event::Terminate(_), false) => 3,
                 (Event::Hang, _) => 4,
                 (Event::Vanish, _) => 5,
+                (Event::KillAndStart(_), _) => 6,
             };
             if kind != wanted {
                 continue;
