@@ -498,12 +498,10 @@ async fn a_truncation_has_a_row_until_it_is_in_table_files() {
         let writer = lock(&log.0.writer);
         let found = Truncations::recover(&writer.db().unwrap(), writer.now.truncations);
         assert_eq!(found.unwrap(), writer.truncations);
-        let meta = writer.db().unwrap();
+        let db = writer.db().unwrap();
         let there = |number: &u64| {
             let key = keys::truncation(*number);
-            meta.get_cf(cf(&meta, CF_META).unwrap(), key)
-                .unwrap()
-                .is_some()
+            db.get_cf(cf(&db, CF_META).unwrap(), key).unwrap().is_some()
         };
         (1..9).filter(there).collect::<Vec<_>>()
     };
@@ -515,7 +513,7 @@ async fn a_truncation_has_a_row_until_it_is_in_table_files() {
         log.barrier().await.unwrap();
     }
     assert_eq!(rows(&log), [1, 2, 3]);
-    // Nothing is marked: nothing was appended since.
+    // A move marks only what was appended since the last truncation.
     log.blocking_append((11..30).map(entry)).await.unwrap();
     log.move_to_tables().await.unwrap();
     log.barrier().await.unwrap();
