@@ -6,7 +6,10 @@ use std::{
     process::Command,
 };
 
-use crate::{config::NodeConfig, machine::softhsm_module};
+use crate::{
+    config::NodeConfig,
+    machine::{in_repository, softhsm_module},
+};
 
 /// The module of one node.
 #[derive(Debug)]
@@ -25,13 +28,10 @@ impl Chaos {
             dir: dir.to_owned(),
         };
         chaos.order("");
-        // Cargo's, if it started this: one build may serve several checkouts. Every crate is beside the folder.
-        let here = std::env::var_os("CARGO_MANIFEST_DIR")
-            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let status = Command::new("cc")
             .args(["-shared", "-fPIC", "-o"])
             .arg(chaos.module())
-            .arg(here.join("../seal/tests/chaos.c"))
+            .arg(in_repository("seal/tests/chaos.c"))
             .args(["-ldl", "-lpthread"])
             .status()
             .expect("cc, from the package gcc");

@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -10,7 +9,7 @@ use std::{
 use crate::{
     client::Client,
     cluster::Cluster,
-    machine::{free_port, program, wait_for},
+    machine::{free_port, in_repository, program, wait_for},
     process::Process,
 };
 
@@ -46,7 +45,8 @@ impl Haproxy {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let tls = cluster.tls();
         let mut command = Command::new(program("haproxy", "haproxy"));
-        command.arg("-db").arg("-f").arg(template());
+        let template = in_repository("deploy/haproxy/haproxy.cfg");
+        command.arg("-db").arg("-f").arg(template);
         command.env("STRONGROOM_LB_BIND", addr.to_string());
         command
             .env("STRONGROOM_LB_CERT", &tls.both_file)
@@ -87,13 +87,4 @@ impl Haproxy {
     pub fn runs(&mut self) -> bool {
         self.process.ended().is_none()
     }
-}
-
-fn template() -> PathBuf {
-    // Cargo's, if it started this: one build may serve several checkouts. Every crate is beside the folder.
-    let here = std::env::var_os("CARGO_MANIFEST_DIR")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    let path = here.join("../deploy/haproxy/haproxy.cfg");
-    assert!(path.exists(), "{} is missing", path.display());
-    path
 }

@@ -84,6 +84,17 @@ pub fn server(built: &Path) -> PathBuf {
     }
 }
 
+/// A file of the repository, by its path from the top.
+#[must_use]
+pub fn in_repository(path: &str) -> PathBuf {
+    // Cargo's, if it started this: one build may serve several checkouts. Every crate is a folder at the top.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let found = here.join("..").join(path);
+    assert!(found.exists(), "{} is missing", found.display());
+    found
+}
+
 /// The SoftHSM module.
 #[must_use]
 pub fn softhsm_module() -> PathBuf {
