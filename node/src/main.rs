@@ -18,19 +18,27 @@ mod server;
 mod snapshot;
 mod telemetry;
 
-use std::process::ExitCode;
+use std::io::Write as _;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() -> ExitCode {
+fn main() {
     // Both of our users of TLS, client and server, take the process's default provider. It fails only if there is one.
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
     {
         eprintln!("the cryptography provider was set twice");
-        return ExitCode::FAILURE;
+        leave(1);
     }
-    cli::main()
+    leave(cli::main())
+}
+
+/// Ends the process here and now. What C and C++ libraries have put aside for an exit is left out: they would take RocksDB and the
+/// module of an HSM apart under threads that are still in them (a call that never returns, a compaction), and wait for others.
+pub(crate) fn leave(code: u8) -> ! {
+    let written = std::io::stdout().flush();
+    let code = if written.is_err() { code.max(1) } else { code };
+    signal_hook::low_level::exit(code.into())
 }

@@ -27,10 +27,7 @@ mod token;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    io::{IsTerminal as _, Read, Write},
-    process::ExitCode,
-};
+use std::io::{IsTerminal as _, Read, Write};
 
 use self::{
     api::Api,
@@ -128,28 +125,27 @@ impl Invocation<'_> {
     }
 }
 
-/// Runs the process's own command line.
-pub(crate) fn main() -> ExitCode {
+/// Runs the process's own command line; the exit code.
+pub(crate) fn main() -> u8 {
     let words: Option<Vec<String>> = std::env::args_os()
         .skip(1)
         .map(|word| word.into_string().ok())
         .collect();
     let Some(words) = words else {
         eprintln!("the command line must be UTF-8");
-        return ExitCode::FAILURE;
+        return 1;
     };
     let environment = Environment::process();
     let is_terminal = std::io::stdout().is_terminal();
     let can_ask = std::io::stdin().is_terminal();
-    let code = run(
+    run(
         &words,
         &environment,
         &mut std::io::stdin().lock(),
         &mut std::io::stdout(),
         &mut std::io::stderr(),
         (is_terminal, can_ask),
-    );
-    ExitCode::from(code)
+    )
 }
 
 /// Runs one command line; the exit code.

@@ -216,7 +216,7 @@ async fn watch_signals(stop: CancellationToken, certificates: Vec<Arc<Reloadable
         }
         if stop.is_cancelled() {
             tracing::warn!("second signal: exiting at once");
-            std::process::exit(1);
+            crate::leave(1);
         }
         tracing::info!("stopping");
         stop.cancel();

@@ -11,6 +11,7 @@
 
 mod apply;
 mod checkpoint;
+mod helpers;
 mod machine;
 mod outcomes;
 mod rows;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 
 use self::{
     apply::{Change, Changes, Memory, Remembered, View},
+    helpers::Helpers,
     outcomes::Outcomes,
     rows::{Look, Row, Rows, Ticket},
 };
@@ -92,6 +94,7 @@ pub struct State {
     pub(crate) counters: Arc<snapshot::Counters>,
     /// Held while a snapshot is built.
     building: Mutex<()>,
+    helpers: Arc<Helpers>,
 }
 
 impl std::fmt::Debug for State {
@@ -237,6 +240,7 @@ impl State {
             snapshots,
             counters: Arc::default(),
             building: Mutex::default(),
+            helpers: Arc::default(),
         })
     }
 
@@ -509,7 +513,7 @@ impl State {
         generation.rows.end(&changes.list, live, writing);
         generation.remember(changes);
         if clean {
-            free_space(db, unused)?;
+            free_space(db, unused, &self.helpers)?;
         }
         if restored || (position.staging.is_none() && (old.staging.is_some() || stages)) {
             generation.leftovers.store(true, Ordering::Relaxed);
@@ -534,7 +538,18 @@ impl State {
         drop(generation);
         // Should space be given back just now: the rest of it comes with the next restore.
         db.cancel_all_background_work(false);
+        self.helpers.wait();
         crate::log::drop_last(db, "state");
+    }
+}
+
+/// As a crash would leave it, unless it was closed.
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Some(generation) = self.live.load().as_ref() {
+            generation.db.cancel_all_background_work(false);
+        }
+        self.helpers.wait();
     }
 }
 
@@ -692,17 +707,14 @@ fn clear(
 }
 
 /// Gives the disk space of an emptied family back. That it is empty must be durable before its files go.
-fn free_space(db: &Arc<DB>, family: &'static str) -> io::Result<()> {
+fn free_space(db: &Arc<DB>, family: &'static str, helpers: &Helpers) -> io::Result<()> {
     flush(db, true)?;
     // Bounds beyond every key would do.
     db.delete_file_in_range_cf(cf(db, family)?, &[][..], &[0xff; 64][..])
         .map_err(io::Error::other)?;
     // Flushed files that nothing was merged with go only by being merged, and nothing is written here that would have it done.
     let theirs = Arc::clone(db);
-    let merging = std::thread::Builder::new()
-        .name("raft-free-space".to_owned())
-        .spawn(move || merge(&theirs, family));
-    if let Err(error) = merging {
+    if let Err(error) = helpers.spawn("raft-free-space", move || merge(&theirs, family)) {
         tracing::warn!(%error, "what a restore has replaced takes room on the disk until the next one");
     }
     Ok(())

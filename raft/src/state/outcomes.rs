@@ -49,6 +49,17 @@ fn half(request: &[u8; ID]) -> u64 {
     u64::from_be_bytes(*half)
 }
 
+/// RocksDB must not be in use when a process ends. What was read does not matter any more, nor whether that worked.
+impl Drop for Outcomes {
+    fn drop(&mut self) {
+        if let Some(loading) = self.loading.take()
+            && loading.join().is_err()
+        {
+            tracing::error!("{}", panicked());
+        }
+    }
+}
+
 impl Outcomes {
     /// What `db`, which has applied up to `applied`, remembers. Rows of the first layout are rewritten.
     pub(super) fn open(db: &Arc<DB>, applied: u64) -> io::Result<Self> {

@@ -626,6 +626,22 @@ async fn forgotten_requests_leave_the_disk_and_the_window_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn a_state_that_is_dropped_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Stores::open(dir.path(), &identity(1)).unwrap();
+    apply(&stores, vec![window(0)]).await;
+    for batch in 0..10u64 {
+        let entries = (0..4096).map(|i| request(batch * 4096 + i + 1, batch * 4096 + i + 1, 1));
+        apply(&stores, entries.collect()).await;
+    }
+    stores.close().await;
+    // Each start reads what is remembered, and is dropped before that is done.
+    for _ in 0..5 {
+        drop(State::open(dir.path(), &identity(1)).unwrap());
+    }
+}
+
+#[tokio::test]
 async fn the_window_goes_with_a_snapshot() {
     use openraft::RaftSnapshotBuilder;
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

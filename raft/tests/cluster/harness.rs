@@ -574,7 +574,7 @@ impl Relay {
         self.broken.send_replace(());
     }
 
-    /// One that breaks the first connection over which `limit` bytes have come in, once.
+    /// One that ends the first connection over which `limit` bytes have come in, once. All of these bytes arrive.
     pub(crate) async fn breaking(target: String, limit: usize) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
@@ -584,7 +584,7 @@ impl Relay {
                 let mut outgoing = tokio::net::TcpStream::connect(&target).await.unwrap();
                 let broken = Arc::clone(&broken);
                 tokio::spawn(async move {
-                    use tokio::io::AsyncReadExt;
+                    use tokio::io::{AsyncReadExt, AsyncWriteExt};
                     let (mut a_read, mut a_write) = incoming.split();
                     let (mut b_read, mut b_write) = outgoing.split();
                     let back = tokio::io::copy(&mut b_read, &mut a_write);
@@ -593,7 +593,9 @@ impl Relay {
                         let passed = tokio::io::copy(&mut first, &mut b_write).await;
                         let reached = passed.is_ok_and(|bytes| bytes == limit as u64);
                         if reached && !broken.swap(true, std::sync::atomic::Ordering::SeqCst) {
-                            return;
+                            b_write.shutdown().await.unwrap();
+                            // Until the target has seen the end and closes its side.
+                            return std::future::pending().await;
                         }
                         drop(tokio::io::copy(&mut a_read, &mut b_write).await);
                     };

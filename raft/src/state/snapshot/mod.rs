@@ -34,8 +34,8 @@ pub(crate) use self::{
     kept::{Kept, Snapshots},
 };
 use super::{
-    Generation, Position, State, flush, generation_dir, generations, read_position, set_current,
-    without_wal,
+    Generation, Position, State, flush, generation_dir, generations, helpers::Helpers,
+    read_position, set_current, without_wal,
 };
 use crate::{
     fail,
@@ -45,6 +45,9 @@ use crate::{
     rocks::{self, Kind, cf},
     types::{LogId, TypeConfig},
 };
+
+/// Name of the threads that remove files.
+const SWEEPER: &str = "raft-sweep";
 
 pub(crate) type Meta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(crate) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotDir>;
@@ -83,10 +86,9 @@ impl Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        if let Some((path, prepared)) = self.parts.take() {
+        if let Some((path, mut prepared)) = self.parts.take() {
             let receiving = Arc::clone(&self.receiving);
-            sweep(move || {
-                drop(prepared);
+            prepared.discard(move || {
                 let removed = remove_dir(&path);
                 drop(receiving);
                 removed
@@ -102,6 +104,19 @@ pub(crate) struct Prepared {
     position: Position,
     /// `None` once it is live.
     generation: Option<Generation>,
+    helpers: Arc<Helpers>,
+}
+
+impl Prepared {
+    /// Closes and removes it, and does what comes `after`, while nobody waits.
+    fn discard(&mut self, after: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        let generation = self.generation.take();
+        let path = std::mem::take(&mut self.path);
+        sweep_with(&self.helpers, move || {
+            drop(generation);
+            remove_dir(&path).and(after())
+        });
+    }
 }
 
 impl std::fmt::Debug for Prepared {
@@ -112,12 +127,8 @@ impl std::fmt::Debug for Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if let Some(generation) = self.generation.take() {
-            let path = std::mem::take(&mut self.path);
-            sweep(move || {
-                drop(generation);
-                remove_dir(&path)
-            });
+        if self.generation.is_some() {
+            self.discard(|| Ok(()));
         }
     }
 }
@@ -220,6 +231,7 @@ pub(crate) fn prepare(state: &State, meta: &Meta, from: &Path) -> io::Result<Pre
             path,
             position,
             generation: Some(generation),
+            helpers: Arc::clone(&state.helpers),
         }),
         Err(error) => {
             remove_dir(&path)?;
@@ -304,7 +316,7 @@ fn make_live(state: &State, mut prepared: Prepared) -> io::Result<()> {
     if let Some(old) = old {
         let path = generation_dir(&state.dir, old.number);
         // Readers may still hold it, and nobody else waits for them.
-        sweep(move || {
+        sweep_with(&state.helpers, move || {
             let db = Arc::clone(&old.db);
             drop(old);
             close_unused(db)?;
@@ -399,16 +411,21 @@ pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Does what takes a while and nobody waits for. If it fails, the next start does it.
+/// Removes files, which takes a while and nobody waits for. If it fails, the next start does it.
 fn sweep(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
     let spawned = std::thread::Builder::new()
-        .name("raft-sweep".to_owned())
-        .spawn(move || {
-            if let Err(error) = work() {
-                tracing::warn!(%error, "files that are not needed were not removed; the next start does it");
-            }
-        });
-    if let Err(error) = spawned {
+        .name(SWEEPER.to_owned())
+        .spawn(move || swept(work()));
+    swept(spawned.map(drop));
+}
+
+/// As [`sweep`], of files of a database that is closed first.
+fn sweep_with(helpers: &Helpers, work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    swept(helpers.spawn(SWEEPER, move || swept(work())));
+}
+
+fn swept(result: io::Result<()>) {
+    if let Err(error) = result {
         tracing::warn!(%error, "files that are not needed were not removed; the next start does it");
     }
 }
