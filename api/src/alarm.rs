@@ -128,9 +128,9 @@ mod tests {
     #[tokio::test]
     async fn one_that_is_used_again_goes_off_at_its_new_time() {
         let alarms = Alarms::default();
-        let now = Instant::now();
+        let (now, later, still_later) = (Instant::now(), SOON * 20, SOON * 21);
         // Moved to a later time while it waits, after it went off, and to an earlier one.
-        for (first, second) in [(SOON, SOON * 2), (Duration::ZERO, SOON), (LATE, SOON)] {
+        for (first, second) in [(later, still_later), (Duration::ZERO, SOON), (LATE, SOON)] {
             let mut alarm = alarms.at(now + first);
             let waits = futures_util::poll!(&mut alarm).is_pending();
             assert_eq!(waits, !first.is_zero());

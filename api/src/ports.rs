@@ -426,6 +426,11 @@ pub enum InitError {
         "{0} is being initialized at the same time, so nothing was done here: initialize one node only, the others join it"
     )]
     Elsewhere(String),
+    /// The node at this address has just started and may belong to a cluster. Nothing has changed here.
+    #[error(
+        "{0} has just started and does not know yet whether it is in a cluster, so nothing was done here: try again"
+    )]
+    Undecided(String),
     /// A parameter is wrong; the text is for the caller.
     #[error("{0}")]
     BadRequest(String),
@@ -650,6 +655,9 @@ pub trait Node: Send + Sync + 'static {
     fn role(&self) -> Role;
     /// `sys/seal-status`. Never touches the HSM.
     fn seal_status(&self) -> SealStatus;
+    /// Whether there is a cluster, for who makes one if there is none. Waits while the node still reads its data directory; `None` when
+    /// that takes too long.
+    async fn is_initialized(&self) -> Option<bool>;
     /// `sys/leader`; only asked while unsealed.
     fn leader_status(&self) -> LeaderStatus;
     /// Every member of the cluster and the log index of the configuration.
@@ -689,8 +697,10 @@ pub trait Node: Send + Sync + 'static {
     async fn core_soon(&self, until: Instant) -> Option<Arc<Core>>;
     /// The state as a snapshot file. The caller has made sure that this node's state is recent enough.
     async fn snapshot(&self) -> Result<Stream, SnapshotError>;
-    /// Replaces all data by those of a snapshot file. Only the leader can, or a node that is not initialised.
+    /// Replaces all data by those of a snapshot file. Only the leader can.
     async fn restore(&self, file: Stream, force: bool) -> Result<(), SnapshotError>;
+    /// Makes a cluster of a snapshot file. Only a node that belongs to none can.
+    async fn found(&self, file: Stream, force: bool) -> Result<(), SnapshotError>;
     /// As [`Node::forward`] for a body of any length, which can be sent once only. `until` bounds the wait for a leader.
     async fn forward_stream(
         &self,

@@ -18,8 +18,6 @@ mod server;
 mod snapshot;
 mod telemetry;
 
-use std::io::Write as _;
-
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -37,8 +35,7 @@ fn main() {
 
 /// Ends the process here and now. What C and C++ libraries have put aside for an exit is left out: they would take RocksDB and the
 /// module of an HSM apart under threads that are still in them (a call that never returns, a compaction), and wait for others.
+/// Standard output must have been flushed.
 pub(crate) fn leave(code: u8) -> ! {
-    let written = std::io::stdout().flush();
-    let code = if written.is_err() { code.max(1) } else { code };
     signal_hook::low_level::exit(code.into())
 }

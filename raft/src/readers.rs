@@ -214,7 +214,7 @@ impl Reader {
         }
         let next = queue.waiting.pop_front();
         if next.is_some() {
-            queue.taken = Instant::now();
+            queue.taken = queue.taken.max(Instant::now());
         } else {
             queue.running -= 1;
             self.counted = false;
@@ -262,6 +262,11 @@ pub(crate) mod tests {
         held
     }
 
+    /// However long this test is held up, no reader is taken for one that is.
+    fn never_late(readers: &Readers) {
+        lock(&readers.0).taken = Instant::now() + Duration::from_secs(60);
+    }
+
     async fn idle(readers: &Readers) {
         let running = || lock(&readers.0).running;
         for _ in 0..10_000 {
@@ -287,6 +292,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn one_reader_does_what_has_come_together() {
         let readers = Readers::new();
+        never_late(&readers);
         let (release, released) = mpsc::channel::<()>();
         let first = readers.run(move || released.recv().unwrap_err());
         let rest =
@@ -342,6 +348,7 @@ pub(crate) mod tests {
         let readers = Readers::new();
         for (typical, each) in [(QUICK, false), (2 * QUICK, true)] {
             lock(&readers.0).typical = typical;
+            never_late(&readers);
             let (hanging, release) = hanging();
             let places: Vec<_> = (0..8).map(|_| readers.enqueue(hanging())).collect();
             assert_eq!(lock(&readers.0).running == 8, each);

@@ -215,7 +215,7 @@ fn a_directory_moved_away_and_back_recovers() {
                 let began = Instant::now();
                 assert!(hsm.unwrap_core("core/x", &blob).await.is_err());
                 assert!(
-                    began.elapsed() < Duration::from_millis(300),
+                    began.elapsed() < Duration::from_millis(700),
                     "refused at once"
                 );
                 assert_eq!(
@@ -562,7 +562,7 @@ fn logins_that_are_lost_too_often_wait() {
 
 fn impatient(token: &Token) -> HsmConfig {
     HsmConfig {
-        call_deadline: Duration::from_millis(500),
+        call_deadline: Duration::from_secs(1),
         ..token.chaos_config()
     }
 }
@@ -577,7 +577,7 @@ fn a_hanging_call_hangs_nobody() {
                 let began = Instant::now();
                 let error = hsm.unwrap_core("core/x", &blob).await.unwrap_err();
                 assert_eq!(error, HsmError::Timeout);
-                assert!(began.elapsed() < Duration::from_secs(2));
+                assert!(began.elapsed() < Duration::from_secs(5));
             }
             // Both workers hang; they are replaced, and what does not hang is served.
             let began = Instant::now();
@@ -600,7 +600,7 @@ fn a_stuck_module_is_said_so_and_recovers() {
             let mut began = Instant::now();
             while hsm.health() != Health::Stuck {
                 assert!(
-                    began.elapsed() < Duration::from_secs(15),
+                    began.elapsed() < Duration::from_secs(40),
                     "{}",
                     hsm.health()
                 );
@@ -610,7 +610,7 @@ fn a_stuck_module_is_said_so_and_recovers() {
             let error = hsm.unwrap_core("core/x", &blob).await.unwrap_err();
             assert!(matches!(error, HsmError::Unavailable { .. }), "{error}");
             assert!(
-                began.elapsed() < Duration::from_millis(300),
+                began.elapsed() < Duration::from_millis(700),
                 "refused at once"
             );
             token.order("");

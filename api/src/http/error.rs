@@ -252,9 +252,10 @@ impl From<InitError> for ApiError {
             InitError::AlreadyInitialized | InitError::BadRequest(_) => {
                 Self::BadRequest(error.to_string())
             }
-            InitError::InProgress | InitError::Elsewhere(_) | InitError::Hsm(_) => {
-                Self::Unavailable(error.to_string())
-            }
+            InitError::InProgress
+            | InitError::Elsewhere(_)
+            | InitError::Undecided(_)
+            | InitError::Hsm(_) => Self::Unavailable(error.to_string()),
             // Init has no secrets to give away yet, and its caller is the operator who must act.
             InitError::Failed(why) => {
                 tracing::error!(%why, "initialization failed");

@@ -88,7 +88,7 @@ impl Server {
     ) -> Result<Answer, ApiError> {
         if !self.node.seal_status().initialized {
             // There is nothing to protect yet, and nobody who could have a token.
-            self.node.restore(body.take(), force).await?;
+            self.node.found(body.take(), force).await?;
             return Ok(Answer::empty(http::StatusCode::NO_CONTENT));
         }
         let core = self.open(until).await?;

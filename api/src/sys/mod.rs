@@ -42,7 +42,7 @@ pub(crate) fn is_local(path: &str) -> bool {
 /// Endpoints for which [`is_local`] holds.
 pub(crate) async fn local(node: &dyn Node, api: &ApiRequest) -> Result<Reply, ApiError> {
     match (api.path.as_str(), api.operation) {
-        ("sys/init", Operation::Read) => Ok(Reply::Plain(status::initialized(node))),
+        ("sys/init", Operation::Read) => status::initialized(node).await,
         ("sys/init", Operation::Write) => status::init(node, api).await,
         ("sys/seal-status", Operation::Read) => status::seal_status(node),
         ("sys/health", Operation::Read) => status::health(node, api),

@@ -23,13 +23,18 @@ pub(super) fn seal_status(node: &dyn Node) -> Result<Reply, ApiError> {
 }
 
 /// What anybody may ask; `initializing` is for other nodes, and only there while a cluster is being made.
-pub(super) fn initialized(node: &dyn Node) -> Value {
-    let initialized = node.seal_status().initialized;
+pub(super) async fn initialized(node: &dyn Node) -> Result<Reply, ApiError> {
+    let Some(initialized) = node.is_initialized().await else {
+        let why = "the node is starting and does not know yet whether it is initialized";
+        return Err(ApiError::Unavailable(why.to_owned()));
+    };
     // Asked afterwards: an attempt that has succeeded goes on being told.
-    match node.initializing().filter(|_| !initialized) {
-        Some(attempt) => json!({ "initialized": initialized, "initializing": attempt }),
-        None => json!({ "initialized": initialized }),
-    }
+    Ok(Reply::Plain(
+        match node.initializing().filter(|_| !initialized) {
+            Some(attempt) => json!({ "initialized": initialized, "initializing": attempt }),
+            None => json!({ "initialized": initialized }),
+        },
+    ))
 }
 
 /// Unsealing by hand: there is nothing to do on a node that unseals itself, and nothing anybody could do.

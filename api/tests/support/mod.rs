@@ -475,6 +475,10 @@ impl Node for TestNode {
         }
     }
 
+    async fn is_initialized(&self) -> Option<bool> {
+        Some(self.initialized.load(Ordering::SeqCst))
+    }
+
     fn seal_status(&self) -> SealStatus {
         let initialized = self.initialized.load(Ordering::SeqCst);
         let open = self.core().is_some();
@@ -658,6 +662,11 @@ impl Node for TestNode {
 
     async fn snapshot(&self) -> Result<Stream, SnapshotError> {
         Ok(Stream::new(format!("the state of node {}", self.id)))
+    }
+
+    async fn found(&self, file: Stream, force: bool) -> Result<(), SnapshotError> {
+        assert!(!self.initialized.load(Ordering::SeqCst));
+        self.restore(file, force).await
     }
 
     async fn restore(&self, file: Stream, force: bool) -> Result<(), SnapshotError> {

@@ -138,14 +138,19 @@ pub(crate) fn main() -> u8 {
     let environment = Environment::process();
     let is_terminal = std::io::stdout().is_terminal();
     let can_ask = std::io::stdin().is_terminal();
-    run(
+    let code = run(
         &words,
         &environment,
         &mut std::io::stdin().lock(),
         &mut std::io::stdout(),
         &mut std::io::stderr(),
         (is_terminal, can_ask),
-    )
+    );
+    match std::io::stdout().flush() {
+        // What nobody reads any more, `head` for one, is no loss; what does not fit on a disk is.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => code.max(1),
+        Ok(()) | Err(_) => code,
+    }
 }
 
 /// Runs one command line; the exit code.
@@ -191,7 +196,7 @@ pub(crate) fn run(
         can_ask,
     };
     let outcome = (command.run)(&mut invocation);
-    let code = match outcome {
+    match outcome {
         Ok(()) => 0,
         Err(Failure::Quiet(code)) => code,
         Err(Failure::Shown(line)) => {
@@ -206,10 +211,7 @@ pub(crate) fn run(
             invocation.complain(&why);
             2
         }
-    };
-    // What could not be written is lost; the code stands.
-    let _ = invocation.out.flush();
-    code
+    }
 }
 
 /// Flags behind an argument are arguments; people who expect otherwise should hear of it.

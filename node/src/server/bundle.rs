@@ -20,7 +20,7 @@ use strongroom_seal::{
     keyring::{Keyring, KeyringError, RootKey},
 };
 
-use super::files;
+use super::{chain, files};
 
 /// Plain core keys, readable before unseal. Renaming one makes every existing cluster unreadable.
 pub(crate) const SEAL_CONFIG: &str = "core/seal-config";
@@ -95,17 +95,23 @@ impl SealBundle {
     pub(crate) fn newest(dir: &Path, state: &State) -> Result<Option<Self>, BundleError> {
         let state = Self::from_state(state)?;
         let file = match (Self::load(dir), &state) {
-            (Err(BundleError::Damaged(why)), Some(good)) => {
+            (Err(BundleError::Damaged(why)), Some(_)) => {
                 tracing::warn!(
                     "{FILE} in the data directory is damaged ({why}): it is replaced by the copy in the state"
                 );
-                good.save(dir)?;
                 None
             }
             (file, _) => file?,
         };
         Ok(match (file, state) {
             (Some(file), Some(state)) if file.index > state.index => Some(file),
+            // Damaged, or an init was cut off before it had written it.
+            (None, Some(state)) => {
+                if let Err(error) = state.save(dir) {
+                    tracing::warn!(error = %chain(&error), "{FILE} could not be written; the copy in the state is used");
+                }
+                Some(state)
+            }
             (file, state) => state.or(file),
         })
     }

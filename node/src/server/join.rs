@@ -402,6 +402,8 @@ fn discard_half_initialised(dir: &Path) -> std::io::Result<()> {
 pub(crate) enum Other {
     /// It does not answer, or says nothing that is understood.
     Silent,
+    /// It has just started and does not know yet.
+    Undecided,
     /// It belongs to no cluster.
     Empty,
     /// It makes a cluster at this moment; the name of that attempt.
@@ -425,7 +427,11 @@ async fn asked(target: &Target) -> Option<Other> {
     )
     .await
     .ok()?;
+    // What a load balancer says that finds no node is no JSON.
     let body: serde_json::Value = serde_json::from_slice(response.body()).ok()?;
+    if response.status() == http::StatusCode::SERVICE_UNAVAILABLE && body.get("errors").is_some() {
+        return Some(Other::Undecided);
+    }
     if body.get("initialized")?.as_bool()? {
         return Some(Other::Initialized);
     }

@@ -79,6 +79,10 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 const LOST_INIT: &str = "the client of the initialization went away before its answer: recovery keys and root token are \
     lost; wipe the data directory and initialize again";
 
+/// For who comes too late to make a cluster here.
+pub(super) const HAS_CLUSTER: &str =
+    "the node has joined a cluster or has been initialized meanwhile";
+
 enum Stage {
     Empty,
     Sealed(Box<SealedNode>),
@@ -496,6 +500,10 @@ impl<'a> Founding<'a> {
         if answers.contains(&Other::Initialized) {
             return Err(InitError::AlreadyInitialized);
         }
+        let mut asked = answers.iter().zip(configured);
+        if let Some((_, target)) = asked.find(|(answer, _)| **answer == Other::Undecided) {
+            return Err(InitError::Undecided(target.address.clone()));
+        }
         let another = answers.iter().zip(configured).find(|(answer, _)| {
             // This node itself may be behind an address of the list, a load balancer's for one.
             matches!(answer, Other::Founding(attempt) if *attempt != self.attempt)
@@ -612,10 +620,8 @@ async fn refuse(orders: &mut mpsc::Receiver<Order>) {
             Order::Init { reply, .. } => reply.send(Err(InitError::AlreadyInitialized)).is_ok(),
             Order::Join { reply, .. } => reply.send(Ok(true)).is_ok(),
             Order::Restore { reply, .. } => {
-                let why = "the node has joined a cluster or has been initialized meanwhile";
-                reply
-                    .send(Err(SnapshotError::Unavailable(why.to_owned())))
-                    .is_ok()
+                let why = HAS_CLUSTER.to_owned();
+                reply.send(Err(SnapshotError::Unavailable(why))).is_ok()
             }
         };
     }

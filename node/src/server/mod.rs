@@ -24,6 +24,7 @@ mod serving;
 mod wire;
 
 use std::{
+    panic::AssertUnwindSafe,
     path::Path,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
@@ -83,10 +84,12 @@ pub(crate) fn run(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(serve(Arc::new(config)));
+    // A panic must not wait, on its way out, for threads that never end.
+    let serving = AssertUnwindSafe(|| runtime.block_on(serve(Arc::new(config))));
+    let outcome = std::panic::catch_unwind(serving);
     // Worker threads may sit in a call to the HSM that never returns.
     runtime.shutdown_timeout(Duration::from_secs(2));
-    match outcome {
+    match outcome.unwrap_or_else(|_| Err("the node panicked".to_owned())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             tracing::error!("{why}");
@@ -178,15 +181,18 @@ async fn serve(config: Arc<Config>) -> Result<(), String> {
 
 /// What `seal-status` says until the data directory has been opened, which takes a while after a crash.
 fn first_phase(config: &Config) -> Phase {
-    let why = "starting".to_owned();
-    // A file that does not parse is reported by the lifecycle.
-    match SealBundle::load(&config.storage.path) {
-        Ok(Some(bundle)) => Phase::Sealed {
+    let dir = &config.storage.path;
+    // A join that was cut off, or a node that has left, may have the one file and not be a member. What does not parse is reported by
+    // the lifecycle.
+    let is_member =
+        matches!(Identity::load(dir), Ok(Some(_))) && matches!(leave::has_left(dir), Ok(false));
+    match SealBundle::load(dir) {
+        Ok(Some(bundle)) if is_member => Phase::Sealed {
             config: bundle.config,
-            why,
+            why: node::STARTING.to_owned(),
             failed: false,
         },
-        Ok(None) | Err(_) => Phase::Uninitialized { why: Some(why) },
+        Ok(_) | Err(_) => Phase::Starting,
     }
 }
 

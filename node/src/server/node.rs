@@ -37,6 +37,7 @@ use super::{
     bundle::SealBundle,
     forward::SharedForwarder,
     join::{self, JoinGate},
+    lifecycle,
     restore::{self, Candidate, Restorer},
     save::Snapshot,
     serving::Served,
@@ -46,8 +47,13 @@ use crate::{clock, config::Config, telemetry};
 /// For `seal-status`, and for who would have it join again.
 const REMOVED: &str = "this node was removed from the cluster; to take it back, start it with an empty data directory";
 
+/// For `seal-status`, before anything has happened.
+pub(crate) const STARTING: &str = "starting";
+
 /// Where the node is in its life.
 pub(crate) enum Phase {
+    /// The data directory has no seal data file and has not been read: there is no cluster, or an init was cut off near its end.
+    Starting,
     /// No cluster yet; holds why a join does not get on, for `seal-status`.
     Uninitialized { why: Option<String> },
     /// Keys are wrapped; holds why they stay so.
@@ -186,8 +192,17 @@ impl Shared {
     pub(crate) fn running(&self) -> Option<Arc<Running>> {
         match &**self.phase.load() {
             Phase::Unsealed(running) => Some(Arc::clone(running)),
-            Phase::Uninitialized { .. } | Phase::Sealed { .. } | Phase::Removed { .. } => None,
+            Phase::Starting
+            | Phase::Uninitialized { .. }
+            | Phase::Sealed { .. }
+            | Phase::Removed { .. } => None,
         }
+    }
+
+    /// Whether it is the lifecycle that says what becomes of an order to make, join or restore a cluster.
+    fn may_be_empty(&self) -> bool {
+        let phase = self.phase.load();
+        matches!(&**phase, Phase::Starting | Phase::Uninitialized { .. })
     }
 
     /// Whether there will be a core in a moment, without anybody's doing.
@@ -197,6 +212,7 @@ impl Shared {
         }
         let age = self.started.elapsed();
         match &**self.phase.load() {
+            Phase::Starting => age < HELD_AT_START,
             Phase::Sealed { failed, .. } => match self.hsm.health() {
                 Health::Connecting | Health::Ok if !failed => age < HELD_AT_START,
                 Health::Connecting | Health::Ok | Health::Down { .. } => age < HELD_IN_TROUBLE,
@@ -213,6 +229,7 @@ impl Shared {
     fn warnings(&self, phase: &Phase) -> Vec<String> {
         let mut warnings = Vec::new();
         match phase {
+            Phase::Starting => warnings.push(STARTING.to_owned()),
             Phase::Uninitialized { why: Some(why) } | Phase::Sealed { why, .. } => {
                 warnings.push(why.clone());
             }
@@ -280,10 +297,31 @@ impl Node for NodePort {
         }
     }
 
+    async fn is_initialized(&self) -> Option<bool> {
+        let known = async {
+            loop {
+                let changed = self.0.changed.notified();
+                match &**self.0.phase.load() {
+                    Phase::Starting => {}
+                    Phase::Uninitialized { .. } => return false,
+                    Phase::Sealed { .. } | Phase::Unsealed(_) | Phase::Removed { .. } => {
+                        return true;
+                    }
+                }
+                changed.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            known = tokio::time::timeout(KNOWN_WITHIN, known) => known.ok(),
+            () = self.0.stop.cancelled() => None,
+        }
+    }
+
     fn seal_status(&self) -> SealStatus {
         let phase = self.0.phase.load();
         let recovery = match &**phase {
-            Phase::Uninitialized { .. } => None,
+            Phase::Starting | Phase::Uninitialized { .. } => None,
             Phase::Sealed { config, .. } | Phase::Removed { config } => Some(config.recovery()),
             Phase::Unsealed(running) => Some(running.bundle.load().config.recovery()),
         };
@@ -387,7 +425,7 @@ impl Node for NodePort {
     }
 
     async fn init(&self, request: InitRequest) -> Result<InitResult, InitError> {
-        if !matches!(&**self.0.phase.load(), Phase::Uninitialized { .. }) {
+        if !self.0.may_be_empty() {
             return Err(InitError::AlreadyInitialized);
         }
         let (reply, answer) = oneshot::channel();
@@ -404,7 +442,7 @@ impl Node for NodePort {
         if matches!(&**self.0.phase.load(), Phase::Removed { .. }) {
             return Err(JoinError::BadRequest(REMOVED.to_owned()));
         }
-        if !matches!(&**self.0.phase.load(), Phase::Uninitialized { .. }) {
+        if !self.0.may_be_empty() {
             // As Vault does: a node that is in a cluster says so and changes nothing.
             return Ok(true);
         }
@@ -475,7 +513,10 @@ impl Node for NodePort {
         let shared = Arc::clone(&self.0);
         let is_leader = |running: &Running| running.raft.watch().borrow().is_ready_leader;
         let work = match &**self.0.phase.load() {
-            Phase::Sealed { .. } | Phase::Removed { .. } => return Err(sealed()),
+            Phase::Starting
+            | Phase::Uninitialized { .. }
+            | Phase::Sealed { .. }
+            | Phase::Removed { .. } => return Err(sealed()),
             Phase::Unsealed(running) if !is_leader(running) => {
                 return Err(SnapshotError::NotLeader);
             }
@@ -483,11 +524,19 @@ impl Node for NodePort {
                 let running = Arc::clone(running);
                 tokio::spawn(async move { restore::restore(&shared, &running, file, force).await })
             }
-            Phase::Uninitialized { .. } => {
-                tokio::spawn(async move { restore::found(&shared, file, force).await })
-            }
         };
         // In a task of its own: a client that goes away must not stop it half way.
+        work.await.unwrap_or(Err(SnapshotError::Unknown))
+    }
+
+    async fn found(&self, file: Stream, force: bool) -> Result<(), SnapshotError> {
+        if !self.0.may_be_empty() {
+            return Err(SnapshotError::Unavailable(
+                lifecycle::HAS_CLUSTER.to_owned(),
+            ));
+        }
+        let shared = Arc::clone(&self.0);
+        let work = tokio::spawn(async move { restore::found(&shared, file, force).await });
         work.await.unwrap_or(Err(SnapshotError::Unknown))
     }
 
@@ -546,6 +595,9 @@ pub(crate) fn held_requests() -> &'static Counter {
     });
     &HELD
 }
+
+/// How long one who asks waits while the node does not know whether there is a cluster. Other nodes that ask give up after two seconds.
+const KNOWN_WITHIN: Duration = Duration::from_millis(1500);
 
 /// Longest pause before looking again for a core.
 const LOOK: Duration = Duration::from_millis(100);

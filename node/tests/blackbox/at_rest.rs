@@ -350,7 +350,8 @@ fn a_changed_byte_is_noticed() {
         );
         cluster.spawn(1);
         let client = cluster.client(1);
-        if !comes_up(&mut cluster) {
+        let patience = Duration::from_secs(if control { 30 } else { 4 });
+        if !comes_up(&mut cluster, patience) {
             assert!(!control, "it does not even serve what it has stored itself");
             println!("{place}: it does not serve");
             noticed += 1;
@@ -389,9 +390,9 @@ fn a_changed_byte_is_noticed() {
     assert!(noticed > 0, "no change was noticed");
 }
 
-/// Serving within a few seconds? Not, if it has ended or stays sealed.
-fn comes_up(cluster: &mut Cluster) -> bool {
-    let end = Instant::now() + Duration::from_secs(4);
+/// Serving in time? Not, if it has ended or stays sealed.
+fn comes_up(cluster: &mut Cluster, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
     while Instant::now() < end && cluster.runs(1) {
         let ready = cluster
             .client(1)

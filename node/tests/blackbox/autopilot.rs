@@ -48,7 +48,10 @@ fn set(cluster: &Cluster, settings: &Value) {
 
 /// Number and vote of every member, as `asked` says.
 fn members(cluster: &Cluster, asked: usize) -> Vec<(usize, bool)> {
-    let servers = cluster.servers(asked);
+    // None is no answer: whoever is asked may have been between two leaders.
+    let servers = wait_for("the members", PATIENCE, || {
+        Some(cluster.servers(asked)).filter(|servers| !servers.is_empty())
+    });
     let mut members: Vec<(usize, bool)> = servers
         .iter()
         .map(|server| {
@@ -103,7 +106,7 @@ fn a_zones_spare_takes_over_and_the_dead_leave() {
     set(
         &cluster,
         &json!({
-            "last_contact_threshold": "1s", "server_stabilization_time": "1s", "cleanup_dead_servers": true,
+            "last_contact_threshold": "3s", "server_stabilization_time": "1s", "cleanup_dead_servers": true,
             "min_quorum": 3, "dead_server_last_contact_threshold": "1m",
         }),
     );
@@ -145,7 +148,7 @@ fn a_zones_spare_takes_over_and_the_dead_leave() {
     for node in [other(second), second] {
         cluster.kill9(node);
         // Else the spare is given the vote of the one that has died just before it.
-        std::thread::sleep(Duration::from_millis(2500));
+        std::thread::sleep(Duration::from_secs(5));
     }
     while died.elapsed() < DEAD_AFTER - Duration::from_secs(2) {
         assert_eq!(members(&cluster, leader).len(), 6, "too early");
@@ -241,7 +244,7 @@ fn nodes_of_a_new_version_take_over() {
     let mut finished = load.stop();
     let gap = finished.history.longest_gap();
     println!("{gap:.1?} without an acknowledged write");
-    assert!(gap < Duration::from_secs(3), "{gap:?}");
+    assert!(gap < Duration::from_secs(5), "{gap:?}");
     for node in 1..=3 {
         assert!(cluster.terminate(node).success());
         let gone = json!({"server_id": format!("node-{node}")});

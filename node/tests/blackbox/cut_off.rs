@@ -130,7 +130,7 @@ fn gives_nothing_old(client: &Client, what: &str, knows: bool) {
                 .contains("the outcome of this request is unknown");
         let refused = answer.status == 503 || (!knows && n % 2 == 1 && unknown);
         assert!(refused, "{what}: {} {}", answer.status, answer.text());
-        assert!(took < BOUND + Duration::from_secs(1), "{took:?}");
+        assert!(took < BOUND + Duration::from_secs(5), "{took:?}");
     }
 }
 

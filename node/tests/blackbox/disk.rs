@@ -126,7 +126,7 @@ fn a_full_disk() {
 
     refuses_a_snapshot(&disk, one);
     gives_leadership_away(&cluster, &disk, one);
-    takes_nothing_and_says_so(&disk, one, two);
+    takes_nothing_and_says_so(&cluster, &disk, one, two);
     disk.make_room();
     wait_read(one, "critical");
     assert_eq!(put(one, "after"), 204);
@@ -182,9 +182,12 @@ fn gives_leadership_away(cluster: &Cluster, disk: &SmallDisk, one: &Client) {
 }
 
 /// Below half of it the node takes no entries: others go on, and have the leader answer what is read here.
-fn takes_nothing_and_says_so(disk: &SmallDisk, one: &Client, two: &Client) {
+fn takes_nothing_and_says_so(cluster: &Cluster, disk: &SmallDisk, one: &Client, two: &Client) {
     disk.leave(RESERVE / 4);
-    std::thread::sleep(Duration::from_secs(1));
+    wait_for("the node to notice", Duration::from_secs(20), || {
+        let log = cluster.log_text(1);
+        log.contains("the disk is full but for").then_some(())
+    });
     assert_eq!(put(two, "critical"), 204);
     let began = Instant::now();
     let read = one.get("kv/critical").expect(200);

@@ -40,7 +40,7 @@ fn two_of_five_may_die() {
         "three of five served everything {:?} after two had died",
         began.elapsed()
     );
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() < Duration::from_secs(25));
     for node in dead {
         cluster.start_node(node);
     }

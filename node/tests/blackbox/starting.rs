@@ -65,7 +65,7 @@ fn requests_wait_for_a_node_that_unseals_itself() {
         assert_eq!(cluster.seal_status(1)["sealed"], true);
         let status = cluster.strongroom(1, &["status"]).expect(2);
         assert!(status.stdout.contains("Sealed"), "{}", status.all());
-        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        assert!(began.elapsed() < HELD / 3, "{:?}", began.elapsed());
         // A client that does not wait for so long; what it wanted is not done later.
         let impatient = client.clone().with_timeout(Duration::from_secs(1));
         let gave_up = impatient.request("PUT", "/v1/kv/given-up", Some(&json!({"value": "late"})));
@@ -99,21 +99,31 @@ fn nobody_waits_for_long_for_a_node_that_cannot_say_when_it_will_serve() {
         let waited = started.elapsed();
         assert_eq!(answer.status, 503, "{}", answer.text());
         assert_eq!(answer.errors(), ["Vault is sealed"]);
-        let around = limit.saturating_sub(AT_ONCE)..limit + 2 * AT_ONCE;
+        // The node starts a moment after `started`; the machine may be busy.
+        let around = limit.saturating_sub(AT_ONCE)..limit + 5 * AT_ONCE;
         assert!(around.contains(&waited), "refused after {waited:?}");
         let (answer, took) = send(cluster.client(1), "kv/refused").join().unwrap();
         assert_eq!(answer.status, 503, "{}", answer.text());
-        assert!(took < AT_ONCE, "refused after {took:?}");
+        assert!(took < HELD_IN_TROUBLE, "refused after {took:?}");
     };
     // An HSM that is away for a moment.
-    chaos.order("cut");
-    begin(&mut cluster);
-    let under_way = send(cluster.client(1), "kv/held");
-    let _ = cluster.wait_warning(1, "HSM: not available");
-    chaos.order("");
-    let (answer, _) = under_way.join().unwrap();
-    assert_eq!(answer.status, 204, "{}", answer.text());
-    assert!(cluster.terminate(1).success());
+    for attempt in 1.. {
+        chaos.order("cut");
+        let started = begin(&mut cluster);
+        let under_way = send(cluster.client(1), "kv/held");
+        let _ = cluster.wait_warning(1, "HSM: not available");
+        chaos.order("");
+        // On a busy machine it may have been away for longer.
+        let in_time = started.elapsed() < HELD_IN_TROUBLE / 2;
+        let (answer, _) = under_way.join().unwrap();
+        cluster.wait_unsealed(1);
+        assert!(cluster.terminate(1).success());
+        if in_time {
+            assert_eq!(answer.status, 204, "{}", answer.text());
+            break;
+        }
+        assert!(attempt < 10, "never in time");
+    }
 
     // For longer.
     chaos.order("cut");
@@ -149,7 +159,7 @@ fn nobody_waits_for_long_for_a_node_that_cannot_say_when_it_will_serve() {
     let began = Instant::now();
     assert!(cluster.terminate(1).success());
     assert!(
-        began.elapsed() < Duration::from_secs(8),
+        began.elapsed() < Duration::from_secs(12),
         "stopped after {:?}",
         began.elapsed()
     );

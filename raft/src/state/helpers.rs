@@ -1,10 +1,10 @@
 //! Threads that close databases, or merge what is in them, while nobody waits.
 //!
-//! In: work. Out: a thread for each, and a wait for all of them.
+//! In: work. Out: a thread for each, and an end of all of them.
 //!
 //! Invariant
-//! - Who has closed or dropped a state has waited for them: a process that ends under a thread that is in RocksDB ends by SIGABRT,
-//!   since RocksDB's own static objects go first.
+//! - Who has closed or dropped a state has waited for them, and none starts later: a process that ends in the ordinary way under a
+//!   thread that is in RocksDB ends by SIGABRT, since RocksDB's own static objects go first.
 
 use std::{
     io,
@@ -15,33 +15,52 @@ use std::{
 
 use crate::log::lock;
 
-/// Readers of a replaced database may be slow; then the thread goes on alone.
+/// Readers of a replaced database may be slow; then its thread goes on alone.
 const WAIT: Duration = Duration::from_secs(5);
 
 /// The helpers of one state.
-#[derive(Debug, Default)]
-pub(super) struct Helpers(Mutex<Vec<JoinHandle<()>>>);
+#[derive(Debug)]
+pub(super) struct Helpers {
+    /// `None` once they are to end.
+    threads: Mutex<Option<Vec<JoinHandle<()>>>>,
+}
+
+impl Default for Helpers {
+    fn default() -> Self {
+        Self {
+            threads: Mutex::new(Some(Vec::new())),
+        }
+    }
+}
 
 impl Helpers {
-    /// Does `work` on a thread called `name`.
+    /// Does `work` on a thread called `name`, or here when the state is gone.
     ///
     /// # Errors
     /// When there can be no more threads.
     pub(super) fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let spawned = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(work)?;
-        let mut threads = lock(&self.0);
-        threads.retain(|thread| !thread.is_finished());
-        threads.push(spawned);
+        let mut threads = lock(&self.threads);
+        let Some(running) = threads.as_mut() else {
+            drop(threads);
+            work();
+            return Ok(());
+        };
+        running.retain(|thread| !thread.is_finished());
+        running.push(
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(work)?,
+        );
         Ok(())
     }
 
     /// Waits until all have ended, a few seconds at most. Not to be called by one of them.
-    pub(super) fn wait(&self) {
+    pub(super) fn end(&self) {
+        let Some(threads) = lock(&self.threads).take() else {
+            return;
+        };
         let deadline = Instant::now() + WAIT;
-        // One may have started another.
-        while let Some(thread) = lock(&self.0).pop() {
+        for thread in threads {
             while !thread.is_finished() {
                 if Instant::now() >= deadline {
                     tracing::warn!("a replaced state is still in use; it closes when that ends");

@@ -538,18 +538,18 @@ impl State {
         drop(generation);
         // Should space be given back just now: the rest of it comes with the next restore.
         db.cancel_all_background_work(false);
-        self.helpers.wait();
+        self.helpers.end();
         crate::log::drop_last(db, "state");
     }
 }
 
-/// As a crash would leave it, unless it was closed.
+/// Without [`State::close`] what is not flushed yet may be lost; the next start replays the log.
 impl Drop for State {
     fn drop(&mut self) {
         if let Some(generation) = self.live.load().as_ref() {
             generation.db.cancel_all_background_work(false);
         }
-        self.helpers.wait();
+        self.helpers.end();
     }
 }
 

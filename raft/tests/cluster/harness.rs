@@ -442,7 +442,7 @@ impl Cluster {
     }
 
     pub(crate) async fn restart(&mut self, stopped: Stopped) -> usize {
-        let listener = TcpListener::bind(&stopped.addr).await.unwrap();
+        let listener = bind_again(&stopped.addr).await;
         let node = self.start(stopped.identity, stopped.addr, listener).await;
         self.nodes.push(node);
         self.nodes.len() - 1
@@ -450,7 +450,7 @@ impl Cluster {
 
     /// As [`Cluster::restart`], for a node that the others reach through `relay`.
     pub(crate) async fn restart_behind(&mut self, stopped: Stopped, relay: &Relay) -> usize {
-        let listener = TcpListener::bind(&relay.target).await.unwrap();
+        let listener = bind_again(&relay.target).await;
         let node = self.start(stopped.identity, stopped.addr, listener).await;
         self.nodes.push(node);
         self.nodes.len() - 1
@@ -612,6 +612,19 @@ impl Relay {
     pub(crate) fn set_dead(&self, dead: bool) {
         self.dead.send_replace(dead);
     }
+}
+
+/// A port that was given back may be somebody else's end of a connection for a moment.
+async fn bind_again(addr: &str) -> TcpListener {
+    for _ in 0..100 {
+        match TcpListener::bind(addr).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            bound => return bound.unwrap(),
+        }
+    }
+    panic!("{addr} stays taken");
 }
 
 async fn pump(

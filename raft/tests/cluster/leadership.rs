@@ -137,8 +137,8 @@ async fn who_is_ineligible_leads_only_if_nobody_else_can() {
         .until("a to lead", |c| c.nodes[back].raft.status().is_ready_leader)
         .await;
     // Two that are not eligible are left: the cluster has a leader all the same, after a while.
-    cluster.stop(back).await;
     let started = Instant::now();
+    cluster.stop(back).await;
     while !cluster
         .nodes
         .iter()

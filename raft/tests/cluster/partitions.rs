@@ -119,6 +119,7 @@ async fn a_leader_whose_follower_restarts_never_answers_with_the_past() {
 async fn reads_go_on_everywhere_when_one_voter_hangs() {
     let (cluster, relays) = Cluster::of_three_behind_relays().await;
     let leader = cluster.leader().await;
+    let mut took = Vec::new();
     for (round, hung) in [(leader + 1) % 3, (leader + 2) % 3].into_iter().enumerate() {
         let value = format!("v{round}");
         relays[hung].set_dead(true);
@@ -128,14 +129,19 @@ async fn reads_go_on_everywhere_when_one_voter_hangs() {
                 let began = Instant::now();
                 let found = read(&cluster.nodes[node], "k").await;
                 assert_eq!(found.as_ref(), Some(&value));
-                // The heartbeat's time that is given to who is asked first, and a slow machine.
-                assert!(began.elapsed() < Duration::from_millis(900));
+                took.push(began.elapsed());
             }
         }
         relays[hung].set_dead(false);
         let hung = &cluster.nodes[hung];
         assert_eq!(read(hung, "k").await.as_ref(), Some(&value));
     }
+    // The heartbeat's time that is given to who is asked first; a slow machine may be slower once.
+    took.sort_unstable();
+    assert!(
+        took.iter().rev().nth(1) < Some(&Duration::from_millis(900)),
+        "{took:?}"
+    );
     cluster.shutdown().await;
 }
 
@@ -150,11 +156,10 @@ async fn a_leader_whose_process_is_gone_is_followed_at_once() {
         let stopped = cluster.stop(leader).await;
         let closed = began.elapsed();
         cluster.write(put("k", &format!("{round}"))).await;
-        took.push(began.elapsed());
-        eprintln!(
-            "round {round}: stopped in {closed:?}, written after {:?}",
-            began.elapsed()
-        );
+        let written = began.elapsed();
+        // How long its files take to close is no matter of the others.
+        took.push(written.saturating_sub(closed));
+        eprintln!("round {round}: stopped in {closed:?}, written after {written:?}");
         cluster.restart(stopped).await;
         cluster
             .until("the restarted node to have caught up", |c| {
