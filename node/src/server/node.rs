@@ -52,7 +52,8 @@ pub(crate) const STARTING: &str = "starting";
 
 /// Where the node is in its life.
 pub(crate) enum Phase {
-    /// The data directory has no seal data file and has not been read: there is no cluster, or an init was cut off near its end.
+    /// The data directory has not been read, and its files alone do not tell whether this node is in a cluster: it may be new, or its
+    /// init or join was cut off.
     Starting,
     /// No cluster yet; holds why a join does not get on, for `seal-status`.
     Uninitialized { why: Option<String> },

@@ -255,25 +255,24 @@ const SYNCS: &str = r#"
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int disturbed(void) {
-    char what[8] = {0};
+static int ordered(const char *what) {
+    char order[8] = {0};
     FILE *file = fopen(getenv("SYNCS"), "r");
-    if (file) { size_t n = fread(what, 1, 7, file); (void)n; fclose(file); }
-    if (!strncmp(what, "slow", 4)) usleep(250 * 1000);
-    if (!strncmp(what, "fail", 4)) { errno = EIO; return 1; }
+    if (file) { size_t n = fread(order, 1, 7, file); (void)n; fclose(file); }
+    return !strncmp(order, what, 4);
+}
+static int disturbed(void) {
+    while (ordered("hang")) usleep(20 * 1000);
+    if (ordered("slow")) usleep(250 * 1000);
+    if (ordered("fail")) { errno = EIO; return 1; }
     return 0;
 }
 int fsync(int fd) { return disturbed() ? -1 : (int)syscall(SYS_fsync, fd); }
 int fdatasync(int fd) { return disturbed() ? -1 : (int)syscall(SYS_fdatasync, fd); }
 "#;
 
-#[test]
-fn a_slow_disk_and_one_that_fails() {
-    let mut cluster = Cluster::prepare(&Options {
-        binary: BINARY.into(),
-        nodes: 3,
-        key_made_before: true,
-    });
+/// Has node 1 sync as the file says whose path this gives; `None`: there is no C compiler.
+fn order_syncs(cluster: &mut Cluster) -> Option<PathBuf> {
     let (source, library) = (
         cluster.dir().join("syncs.c"),
         cluster.dir().join("syncs.so"),
@@ -286,7 +285,7 @@ fn a_slow_disk_and_one_that_fails() {
         .arg(&source);
     if !compile.status().is_ok_and(|status| status.success()) {
         eprintln!("NOT TESTED: there is no C compiler");
-        return;
+        return None;
     }
     let order = cluster.dir().join("syncs");
     cluster.configure(1, |node| {
@@ -295,6 +294,53 @@ fn a_slow_disk_and_one_that_fails() {
             .push(("LD_PRELOAD".to_owned(), value(&library)));
         node.environment.push(("SYNCS".to_owned(), value(&order)));
     });
+    Some(order)
+}
+
+/// It has no seal data file, as after an init that was cut off after its last step, and its disk hangs while it looks.
+#[test]
+fn who_does_not_know_whether_there_is_a_cluster_keeps_others_from_founding_one() {
+    let mut cluster = Cluster::prepare(&Options {
+        binary: BINARY.into(),
+        nodes: 2,
+        key_made_before: true,
+    });
+    let Some(order) = order_syncs(&mut cluster) else {
+        return;
+    };
+    cluster.start_node(1);
+    cluster.init();
+    cluster.wait_unsealed(1);
+    assert!(cluster.terminate(1).success());
+    fs::remove_file(cluster.data_dir(1).join("seal.json")).unwrap();
+    fs::write(&order, "hang").unwrap();
+    cluster.start_node(1);
+    let unknown = cluster.anonymous(1).get("sys/init").expect(503);
+    assert_eq!(
+        unknown.errors(),
+        ["the node is starting and does not know yet whether it is initialized"]
+    );
+    cluster.start_node(2);
+    let request = json!({"recovery_shares": 1, "recovery_threshold": 1});
+    let refused = cluster.anonymous(2).put("sys/init", &request).expect(503);
+    let why = refused.errors().join("; ");
+    assert!(why.contains("has just started and does not know"), "{why}");
+    fs::write(&order, "").unwrap();
+    cluster.wait_all();
+    let members = cluster.servers(2);
+    assert_eq!(members.len(), 2, "{members:?}");
+}
+
+#[test]
+fn a_slow_disk_and_one_that_fails() {
+    let mut cluster = Cluster::prepare(&Options {
+        binary: BINARY.into(),
+        nodes: 3,
+        key_made_before: true,
+    });
+    let Some(order) = order_syncs(&mut cluster) else {
+        return;
+    };
     for number in 1..=3 {
         cluster.start_node(number);
     }
